@@ -1,0 +1,2 @@
+//! Profiles: the JSON contract.
+pub mod model;
