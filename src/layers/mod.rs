@@ -2,7 +2,12 @@
 //! data or a named [`Shortfall`]), **arm** (in the parent: whatever allocates or opens), **apply** (in the
 //! child: system calls only), **explain** (evidence to a violation). They do not use each other's mechanism.
 
+pub mod capabilities;
 pub mod cgroup;
+pub mod landlock;
+pub mod mounts;
+pub mod namespaces;
+pub mod rlimits;
 pub mod seccomp;
 
 use serde::Serialize;

@@ -1,0 +1,40 @@
+//! Named groups of system calls. Every call of the table is in one; [`DEFAULT`] and [`STRICT`] are made of them.
+
+/// Name and members.
+pub(super) const GROUPS: &[(&str, &[&str])] = &[
+    ("@file-io", &["read", "write", "readv", "writev", "pread64", "pwrite64", "preadv", "pwritev", "preadv2", "pwritev2", "open", "openat", "openat2", "creat", "close", "close_range", "lseek", "dup", "dup2", "dup3", "fcntl", "flock", "fsync", "fdatasync", "sync", "syncfs", "sync_file_range", "fallocate", "fadvise64", "readahead", "sendfile", "splice", "tee", "vmsplice", "copy_file_range", "ioctl", "pipe", "pipe2", "truncate", "ftruncate", "memfd_create", "memfd_secret", "cachestat", "io_setup", "io_destroy", "io_submit", "io_cancel", "io_getevents", "io_pgetevents"]),
+    ("@file-metadata", &["stat", "fstat", "lstat", "newfstatat", "statx", "statfs", "fstatfs", "access", "faccessat", "faccessat2", "readlink", "readlinkat", "getdents", "getdents64", "getcwd", "chdir", "fchdir", "umask", "chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat", "utime", "utimes", "utimensat", "futimesat", "getxattr", "lgetxattr", "fgetxattr", "getxattrat", "listxattr", "llistxattr", "flistxattr", "listxattrat", "setxattr", "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr", "removexattrat", "file_getattr", "file_setattr", "inotify_init", "inotify_init1", "inotify_add_watch", "inotify_rm_watch"]),
+    ("@file-system", &["mkdir", "mkdirat", "rmdir", "unlink", "unlinkat", "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "mknod", "mknodat"]),
+    ("@memory", &["brk", "mmap", "munmap", "mremap", "mprotect", "msync", "madvise", "mincore", "mlock", "mlock2", "munlock", "mlockall", "munlockall", "membarrier", "pkey_alloc", "pkey_free", "pkey_mprotect", "mseal", "map_shadow_stack"]),
+    ("@process", &["fork", "vfork", "clone", "clone3", "execve", "execveat", "exit", "exit_group", "wait4", "waitid", "getpid", "getppid", "gettid", "getpgid", "setpgid", "getpgrp", "setsid", "getsid", "prctl", "arch_prctl", "personality", "pidfd_open", "pidfd_send_signal", "process_mrelease", "set_tid_address", "seccomp", "restart_syscall", "uname", "sysinfo", "rseq"]),
+    ("@signal", &["kill", "tkill", "tgkill", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "rt_sigpending", "rt_sigtimedwait", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "rt_sigsuspend", "sigaltstack", "signalfd", "signalfd4", "pause"]),
+    ("@thread", &["futex", "futex_waitv", "futex_wake", "futex_wait", "futex_requeue", "set_robust_list", "get_robust_list"]),
+    ("@time", &["time", "gettimeofday", "clock_gettime", "clock_getres", "clock_nanosleep", "nanosleep", "times", "alarm", "getitimer", "setitimer", "timer_create", "timer_settime", "timer_gettime", "timer_getoverrun", "timer_delete", "timerfd_create", "timerfd_settime", "timerfd_gettime"]),
+    ("@io-event", &["poll", "ppoll", "select", "pselect6", "epoll_create", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2", "eventfd", "eventfd2"]),
+    ("@ipc", &["shmget", "shmat", "shmdt", "shmctl", "semget", "semop", "semtimedop", "semctl", "msgget", "msgsnd", "msgrcv", "msgctl", "mq_open", "mq_unlink", "mq_timedsend", "mq_timedreceive", "mq_notify", "mq_getsetattr"]),
+    ("@network-io", &["socket", "socketpair", "bind", "connect", "listen", "accept", "accept4", "getsockname", "getpeername", "getsockopt", "setsockopt", "sendto", "recvfrom", "sendmsg", "recvmsg", "sendmmsg", "recvmmsg", "shutdown"]),
+    ("@credentials", &["getuid", "geteuid", "getgid", "getegid", "getresuid", "getresgid", "getgroups", "capget", "capset", "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setgroups", "setfsuid", "setfsgid"]),
+    ("@scheduler", &["sched_yield", "sched_getaffinity", "sched_setaffinity", "sched_getparam", "sched_setparam", "sched_getscheduler", "sched_setscheduler", "sched_getattr", "sched_setattr", "sched_get_priority_max", "sched_get_priority_min", "sched_rr_get_interval", "getpriority", "setpriority", "ioprio_get", "ioprio_set", "getcpu"]),
+    ("@resources", &["getrlimit", "setrlimit", "prlimit64", "getrusage"]),
+    ("@random", &["getrandom"]),
+    ("@landlock", &["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "lsm_get_self_attr", "lsm_list_modules"]),
+    ("@mount", &["mount", "umount2", "pivot_root", "fsopen", "fsconfig", "fsmount", "fspick", "move_mount", "open_tree", "open_tree_attr", "mount_setattr", "statmount", "listmount", "chroot"]),
+    ("@namespace", &["unshare", "setns"]),
+    ("@debug", &["ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd", "process_madvise", "lookup_dcookie"]),
+    ("@bpf-perf", &["bpf", "perf_event_open", "userfaultfd"]),
+    ("@keyring", &["add_key", "request_key", "keyctl"]),
+    ("@io-uring", &["io_uring_setup", "io_uring_enter", "io_uring_register"]),
+    ("@module", &["init_module", "finit_module", "delete_module", "create_module", "query_module", "get_kernel_syms"]),
+    ("@reboot", &["reboot", "kexec_load", "kexec_file_load"]),
+    ("@swap", &["swapon", "swapoff"]),
+    ("@clock-set", &["settimeofday", "clock_settime", "adjtimex", "clock_adjtime"]),
+    ("@raw-io", &["ioperm", "iopl"]),
+    ("@file-handle", &["open_by_handle_at", "name_to_handle_at", "fanotify_init", "fanotify_mark"]),
+    ("@admin", &["acct", "quotactl", "quotactl_fd", "syslog", "sethostname", "setdomainname", "vhangup", "nfsservctl", "lsm_set_self_attr"]),
+    ("@obsolete", &["_sysctl", "afs_syscall", "epoll_ctl_old", "epoll_wait_old", "get_thread_area", "set_thread_area", "getpmsg", "putpmsg", "security", "tuxcall", "uselib", "ustat", "vserver", "modify_ldt", "sysfs", "remap_file_pages"]),
+    ("@numa", &["mbind", "migrate_pages", "move_pages", "set_mempolicy", "get_mempolicy", "set_mempolicy_home_node"]),
+    // What ordinary untrusted programs need: interpreters, compilers, shells.
+    ("@default", &["@file-io", "@file-metadata", "@file-system", "@memory", "@process", "@signal", "@thread", "@time", "@io-event", "@ipc", "@network-io", "@credentials", "@scheduler", "@resources", "@random", "@landlock"]),
+    // Computation, files, processes: no sockets, no System V objects, no watching of other programs' files.
+    ("@strict", &["@file-io", "@file-metadata", "@file-system", "@memory", "@process", "@signal", "@thread", "@time", "@io-event", "@credentials", "@scheduler", "@resources", "@random", "@landlock"]),
+];
