@@ -28,7 +28,11 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>, hint: Option<String>) -> Error {
-        Error { kind, message: message.into(), hint }
+        Error {
+            kind,
+            message: message.into(),
+            hint,
+        }
     }
 
     pub(crate) fn failed(message: impl Into<String>) -> Error {

@@ -172,7 +172,8 @@ impl Host {
     pub fn probe() -> Result<Host, String> {
         let uid = nix::unistd::getuid().as_raw();
         let gid = nix::unistd::getgid().as_raw();
-        let groups = nix::unistd::getgroups().map_err(|e| format!("cannot read the group list: {}", e.desc()))?;
+        let groups =
+            nix::unistd::getgroups().map_err(|e| format!("cannot read the group list: {}", e.desc()))?;
         let (capabilities, _) =
             security::capabilities().map_err(|e| format!("cannot read our capabilities: {}", e.desc()))?;
         let cwd = std::env::current_dir().map_err(|e| format!("cannot tell the working directory: {e}"))?;
@@ -180,7 +181,11 @@ impl Host {
             uid,
             gid,
             euid: nix::unistd::geteuid().as_raw(),
-            other_groups: groups.into_iter().map(nix::unistd::Gid::as_raw).filter(|g| *g != gid).collect(),
+            other_groups: groups
+                .into_iter()
+                .map(nix::unistd::Gid::as_raw)
+                .filter(|g| *g != gid)
+                .collect(),
             capabilities,
             last_capability: last_capability(),
             kernel: kernel_version(),
@@ -208,23 +213,36 @@ impl Host {
     /// A variable of the caller's environment.
     #[must_use]
     pub fn variable(&self, name: &str) -> Option<&OsString> {
-        self.environment.iter().find(|(key, _)| key == name).map(|(_, value)| value)
+        self.environment
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value)
     }
 
     /// The hard limit of a resource.
     #[must_use]
     pub fn hard_limit(&self, resource: u32) -> u64 {
-        self.hard_limits.iter().find(|(r, _)| *r == resource).map_or(u64::MAX, |(_, limit)| *limit)
+        self.hard_limits
+            .iter()
+            .find(|(r, _)| *r == resource)
+            .map_or(u64::MAX, |(_, limit)| *limit)
     }
 }
 
 fn last_capability() -> u32 {
-    (0..=security::CAP_MAX).take_while(|cap| security::in_bounding(*cap).is_ok()).last().unwrap_or(0)
+    (0..=security::CAP_MAX)
+        .take_while(|cap| security::in_bounding(*cap).is_ok())
+        .last()
+        .unwrap_or(0)
 }
 
 fn kernel_version() -> (u32, u32) {
-    let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
-    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    let release = nix::sys::utsname::uname()
+        .map(|u| u.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let mut parts = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|part| part.parse().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
@@ -246,7 +264,9 @@ fn hard_limits() -> Vec<(u32, u64)> {
     ]
     .into_iter()
     .filter_map(|resource| {
-        nix::sys::resource::getrlimit(resource).ok().map(|(_, hard)| (resource as u32, hard))
+        nix::sys::resource::getrlimit(resource)
+            .ok()
+            .map(|(_, hard)| (resource as u32, hard))
     })
     .collect()
 }
@@ -256,7 +276,10 @@ fn proc_masks() -> Vec<ProcMask> {
         .iter()
         .filter_map(|name| {
             let metadata = std::fs::symlink_metadata(Path::new("/proc").join(name)).ok()?;
-            Some(ProcMask { name, directory: metadata.is_dir() })
+            Some(ProcMask {
+                name,
+                directory: metadata.is_dir(),
+            })
         })
         .collect()
 }
@@ -264,5 +287,7 @@ fn proc_masks() -> Vec<ProcMask> {
 /// A descriptor of this process by number, if it is open.
 #[must_use]
 pub fn descriptor(number: i32) -> Option<std::os::fd::BorrowedFd<'static>> {
-    crate::sys::fd::fstat(number).is_ok().then(|| crate::sys::fd::borrow(number))
+    crate::sys::fd::fstat(number)
+        .is_ok()
+        .then(|| crate::sys::fd::borrow(number))
 }

@@ -41,7 +41,11 @@ pub struct RunOptions {
 /// # Errors
 /// When the command could not be started. Once it has, every end is a report.
 pub fn run(plan: &Plan, options: RunOptions) -> Result<Report, Error> {
-    let signals = if options.forward_signals { Some(supervise::Signals::block()?) } else { None };
+    let signals = if options.forward_signals {
+        Some(supervise::Signals::block()?)
+    } else {
+        None
+    };
     let cgroup = if plan.cgroup.is_empty() {
         None
     } else {
@@ -49,8 +53,13 @@ pub fn run(plan: &Plan, options: RunOptions) -> Result<Report, Error> {
             .map_err(|error| Error::new(ErrorKind::Refused, format!("cgroup: {error}"), error.hint()))?;
         Some(armed)
     };
-    let (parent, ours) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-        .map_err(|e| Error::failed(format!("cannot make a socket pair: {}", e.desc())))?;
+    let (parent, ours) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .map_err(|e| Error::failed(format!("cannot make a socket pair: {}", e.desc())))?;
     let mut streams = Streams::open(plan, options.terminal)?;
     let mut armed = arm(plan, ours, cgroup.as_ref(), &streams)?;
     let into = cgroup.as_ref().and_then(ArmedCgroup::clone_into);
@@ -60,11 +69,22 @@ pub fn run(plan: &Plan, options: RunOptions) -> Result<Report, Error> {
         Err(errno) => return Err(clone_error(errno, plan)),
     };
     // From here on an early return ends init: its channel closes, and it is killed with the guard.
-    let mut running = Running { child, channel: parent, cgroup, ended: false };
+    let mut running = Running {
+        child,
+        channel: parent,
+        cgroup,
+        ended: false,
+    };
     streams.close_child_side();
     if let Some(ids) = plan.namespaces.ids {
         write_maps(running.child.pid, ids, plan)?;
     }
+    if options.forward_signals {
+        // After the maps, which an undumpable process could not write for its child. A library's process is its
+        // owner's to harden.
+        harden_self()?;
+    }
+    // A peer that is gone is found out by the loop.
     fd::send(running.channel.as_raw_fd(), &[1], &[]).unwrap_or(());
     let report = supervise::supervise(plan, &mut running, streams, signals, &armed.board);
     let board_fault = armed.board.fault();
@@ -79,7 +99,8 @@ pub fn run(plan: &Plan, options: RunOptions) -> Result<Report, Error> {
 }
 
 fn c_string(bytes: &[u8]) -> Result<CString, Error> {
-    CString::new(bytes).map_err(|_| Error::failed(format!("{:?} holds a NUL byte", String::from_utf8_lossy(bytes))))
+    CString::new(bytes)
+        .map_err(|_| Error::failed(format!("{:?} holds a NUL byte", String::from_utf8_lossy(bytes))))
 }
 
 /// What execvp(3) would try.
@@ -88,7 +109,11 @@ fn candidates(plan: &Plan) -> Result<Vec<CString>, Error> {
     if command.contains(&b'/') {
         return Ok(vec![c_string(command)?]);
     }
-    let path = plan.environment.iter().find(|(k, _)| k == "PATH").map_or(OsStr::new("/usr/bin:/bin"), |(_, v)| v);
+    let path = plan
+        .environment
+        .iter()
+        .find(|(k, _)| k == "PATH")
+        .map_or(OsStr::new("/usr/bin:/bin"), |(_, v)| v);
     path.as_bytes()
         .split(|b| *b == b':')
         .filter(|directory| !directory.is_empty())
@@ -100,12 +125,20 @@ fn arm(plan: &Plan, ours: OwnedFd, cgroup: Option<&ArmedCgroup>, streams: &Strea
     let fail = |what: &str, errno: Errno| Error::failed(format!("cannot {what}: {}", errno.desc()));
     let mut mounts = None;
     if plan.mounts.applied {
-        let mut armed = mount_arm::arm(&plan.mounts).map_err(|e| Error::new(ErrorKind::Failed, e.to_string(), e.hint()))?;
+        let mut armed = mount_arm::arm(&plan.mounts)
+            .map_err(|e| Error::new(ErrorKind::Failed, e.to_string(), e.hint()))?;
         if armed.trees.len() > crate::layers::mounts::apply::MAX_TREES {
-            return Err(Error::failed(format!("{} mounts of the host are too many", armed.trees.len())));
+            return Err(Error::failed(format!(
+                "{} mounts of the host are too many",
+                armed.trees.len()
+            )));
         }
         if plan.privileged {
-            let idmap = if needs_idmap(plan) { Some(idmap_namespace(plan)?) } else { None };
+            let idmap = if needs_idmap(plan) {
+                Some(idmap_namespace(plan)?)
+            } else {
+                None
+            };
             mount_arm::prepare_as_root(&mut armed, &plan.mounts, idmap.as_ref())
                 .map_err(|e| Error::new(ErrorKind::Refused, format!("mounts: {e}"), e.hint()))?;
         }
@@ -114,8 +147,13 @@ fn arm(plan: &Plan, ours: OwnedFd, cgroup: Option<&ArmedCgroup>, streams: &Strea
     let landlock = match &plan.landlock {
         None => None,
         Some(rules) => {
-            let ruleset = landlock::arm(rules)
-                .map_err(|why| Error::new(ErrorKind::Refused, format!("landlock: {why}"), Some("pass --best-effort landlock".into())))?;
+            let ruleset = landlock::arm(rules).map_err(|why| {
+                Error::new(
+                    ErrorKind::Refused,
+                    format!("landlock: {why}"),
+                    Some("pass --best-effort landlock".into()),
+                )
+            })?;
             let paths = rules
                 .paths
                 .iter()
@@ -136,8 +174,12 @@ fn arm(plan: &Plan, ours: OwnedFd, cgroup: Option<&ArmedCgroup>, streams: &Strea
                     .and_then(|mut f| std::io::Read::read_exact(&mut f, &mut cookie))
                     .map_err(|e| Error::failed(format!("cannot read /dev/urandom: {e}")))?;
             }
-            let options = CompileOptions { notify: true, exec_cookie: gated.then(|| u64::from_ne_bytes(cookie)) };
-            let program = compile(rules, &options).map_err(|e| Error::new(ErrorKind::Failed, e.to_string(), e.hint()))?;
+            let options = CompileOptions {
+                notify: true,
+                exec_cookie: gated.then(|| u64::from_ne_bytes(cookie)),
+            };
+            let program = compile(rules, &options)
+                .map_err(|e| Error::new(ErrorKind::Failed, e.to_string(), e.hint()))?;
             Some((program, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER))
         }
     };
@@ -150,7 +192,11 @@ fn arm(plan: &Plan, ours: OwnedFd, cgroup: Option<&ArmedCgroup>, streams: &Strea
     let trees = mounts.iter().flat_map(|m| &m.trees);
     keep.extend(trees.filter_map(|tree| tree.ready.as_ref().map(AsRawFd::as_raw_fd)));
     keep.sort_unstable();
-    let argv = plan.command.iter().map(|word| c_string(word.as_bytes())).collect::<Result<_, _>>()?;
+    let argv = plan
+        .command
+        .iter()
+        .map(|word| c_string(word.as_bytes()))
+        .collect::<Result<_, _>>()?;
     let envp = plan
         .environment
         .iter()
@@ -164,7 +210,12 @@ fn arm(plan: &Plan, ours: OwnedFd, cgroup: Option<&ArmedCgroup>, streams: &Strea
         keep,
         cgroup_join,
         cgroup_namespace: plan.namespaces.cgroup,
-        hostname: plan.namespaces.hostname.as_ref().map(|name| c_string(name.as_bytes())).transpose()?,
+        hostname: plan
+            .namespaces
+            .hostname
+            .as_ref()
+            .map(|name| c_string(name.as_bytes()))
+            .transpose()?,
         loopback: plan.network == NetworkMode::Loopback && plan.namespaces.unshared.contains(&"net"),
         pid_namespace: plan.namespaces.unshared.contains(&"pid"),
         time_namespace: plan.namespaces.time,
@@ -179,7 +230,12 @@ fn arm(plan: &Plan, ours: OwnedFd, cgroup: Option<&ArmedCgroup>, streams: &Strea
         label: plan
             .label
             .as_ref()
-            .map(|(file, text)| Ok::<_, Error>((c_string(format!("thread-self/attr/{file}").as_bytes())?, text.clone().into_bytes())))
+            .map(|(file, text)| {
+                Ok::<_, Error>((
+                    c_string(format!("thread-self/attr/{file}").as_bytes())?,
+                    text.clone().into_bytes(),
+                ))
+            })
             .transpose()?,
         rlimits: plan.rlimits.clone(),
         landlock,
@@ -195,10 +251,19 @@ fn arm(plan: &Plan, ours: OwnedFd, cgroup: Option<&ArmedCgroup>, streams: &Strea
 fn needs_idmap(plan: &Plan) -> bool {
     plan.namespaces.outer_uid != plan.caller.0
         && (plan.mounts.entries.iter().any(|e| {
-            matches!(e.content, Content::Bind { caller_owned: true, .. } | Content::Overlay { .. })
+            matches!(
+                e.content,
+                Content::Bind {
+                    caller_owned: true,
+                    ..
+                } | Content::Overlay { .. }
+            )
         }) || matches!(
             plan.mounts.root,
-            RootPlan::Directory { access: RootAccess::ReadWrite | RootAccess::Overlay, .. }
+            RootPlan::Directory {
+                access: RootAccess::ReadWrite | RootAccess::Overlay,
+                ..
+            }
         ))
 }
 
@@ -241,10 +306,14 @@ fn write_maps(pid: i32, ids: IdMap, plan: &Plan) -> Result<(), Error> {
         return write_map_files(pid, ids, !plan.privileged);
     }
     let (user, group) = plan.caller;
-    let name = nix::unistd::User::from_uid(user.into()).ok().flatten().map_or(user.to_string(), |u| u.name);
-    for (tool, file, own, inner) in
-        [("newuidmap", "/etc/subuid", user, 1000u32), ("newgidmap", "/etc/subgid", group, 1000)]
-    {
+    let name = nix::unistd::User::from_uid(user.into())
+        .ok()
+        .flatten()
+        .map_or(user.to_string(), |u| u.name);
+    for (tool, file, own, inner) in [
+        ("newuidmap", "/etc/subuid", user, 1000u32),
+        ("newgidmap", "/etc/subgid", group, 1000),
+    ] {
         let text = std::fs::read_to_string(file).unwrap_or_default();
         let range = text.lines().find_map(|line| {
             let mut parts = line.split(':');
@@ -259,17 +328,28 @@ fn write_maps(pid: i32, ids: IdMap, plan: &Plan) -> Result<(), Error> {
         };
         debug_assert!(count > 0 && inner > 0);
         // Our own id becomes 0, the range what follows. By absolute path: PATH is the caller's. (A08)
-        let arguments = [pid, 0].map(|n| n.to_string()).into_iter().chain(
-            [own, 1, 1, start, ids.count - 1].map(|n| n.to_string()),
-        );
+        let arguments = [pid, 0]
+            .map(|n| n.to_string())
+            .into_iter()
+            .chain([own, 1, 1, start, ids.count - 1].map(|n| n.to_string()));
         let output = Command::new(format!("/usr/bin/{tool}"))
             .args(arguments)
             .env_clear()
             .output()
-            .map_err(|e| Error::new(ErrorKind::Refused, format!("namespaces: cannot run {tool}: {e}"), Some("install the uidmap package, or set identity.id_count to 1".into())))?;
+            .map_err(|e| {
+                Error::new(
+                    ErrorKind::Refused,
+                    format!("namespaces: cannot run {tool}: {e}"),
+                    Some("install the uidmap package, or set identity.id_count to 1".into()),
+                )
+            })?;
         if !output.status.success() {
             let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(Error::new(ErrorKind::Refused, format!("namespaces: {tool} failed: {why}"), Some(hint)));
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!("namespaces: {tool} failed: {why}"),
+                Some(hint),
+            ));
         }
     }
     Ok(())
@@ -284,49 +364,84 @@ fn write_map_files(pid: i32, ids: IdMap, deny_setgroups: bool) -> Result<(), Err
             .open(&path)
             .and_then(|mut f| f.write_all(text.as_bytes()))
             .map_err(|e| {
-                let why = e.raw_os_error().map_or_else(|| e.to_string(), |c| Errno::from_raw(c).desc().to_owned());
+                let why = e
+                    .raw_os_error()
+                    .map_or_else(|| e.to_string(), |c| Errno::from_raw(c).desc().to_owned());
                 let hint = "unprivileged user namespaces may be restricted here: see `sandbox doctor`";
-                Error::new(ErrorKind::Refused, format!("namespaces: cannot write {path}: {why}"), Some(hint.into()))
+                Error::new(
+                    ErrorKind::Refused,
+                    format!("namespaces: cannot write {path}: {why}"),
+                    Some(hint.into()),
+                )
             })
     };
     if deny_setgroups {
         // user_namespaces(7): else an ordinary user could shed a group that denies him a file.
         write("setgroups", "deny".into())?;
     }
-    write("uid_map", format!("{} {} {}\n", ids.inner_uid, ids.outer_uid, ids.count))?;
-    write("gid_map", format!("{} {} {}\n", ids.inner_gid, ids.outer_gid, ids.count))
+    write(
+        "uid_map",
+        format!("{} {} {}\n", ids.inner_uid, ids.outer_uid, ids.count),
+    )?;
+    write(
+        "gid_map",
+        format!("{} {} {}\n", ids.inner_gid, ids.outer_gid, ids.count),
+    )
 }
 
 fn clone_error(errno: Errno, plan: &Plan) -> Error {
     let names = plan.namespaces.unshared.join(", ");
     let hint = match errno {
-        Errno::ENOSPC => "a limit in /proc/sys/user/max_*_namespaces is reached (often 0): ask root to raise it, or use the profile landlock-only",
-        Errno::EPERM => "this kernel or container does not let you make user namespaces: try the profile landlock-only, and see `sandbox doctor`",
+        Errno::ENOSPC => {
+            "a limit in /proc/sys/user/max_*_namespaces is reached (often 0): ask root to raise it, or use the profile landlock-only"
+        }
+        Errno::EPERM => {
+            "this kernel or container does not let you make user namespaces: try the profile landlock-only, and see `sandbox doctor`"
+        }
         _ => "see `sandbox doctor`",
     };
-    Error::new(ErrorKind::Refused, format!("namespaces: cannot make the {names} namespaces: {}", errno.desc()), Some(hint.into()))
+    Error::new(
+        ErrorKind::Refused,
+        format!("namespaces: cannot make the {names} namespaces: {}", errno.desc()),
+        Some(hint.into()),
+    )
 }
 
 /// The board's numbers in words.
 fn fault_error(plan: &Plan, raw: crate::sys::board::RawFault, otherwise: Error) -> Error {
-    let Some(stage) = Stage::from_number(raw.stage) else { return otherwise };
+    let Some(stage) = Stage::from_number(raw.stage) else {
+        return otherwise;
+    };
     let errno = Errno::from_raw(raw.errno);
     let index = usize::from(raw.index);
     let object = match stage {
         Stage::MountTree | Stage::MountTreeChanged | Stage::Mount => {
             let armed = mount_arm::arm(&plan.mounts).ok();
-            let names = armed.map(|a| if stage == Stage::Mount { a.op_names } else { a.tree_names });
-            names.and_then(|n| n.into_iter().nth(index)).map_or(String::new(), |(name, origin)| {
-                let place = origin.map(|o| plan.rule(&o)).and_then(|r| Some(format!(" ({}:{})", r.file, r.line?)));
-                format!(" {name}{}", place.unwrap_or_default())
-            })
+            let names = armed.map(|a| {
+                if stage == Stage::Mount {
+                    a.op_names
+                } else {
+                    a.tree_names
+                }
+            });
+            names
+                .and_then(|n| n.into_iter().nth(index))
+                .map_or(String::new(), |(name, origin)| {
+                    let place = origin
+                        .map(|o| plan.rule(&o))
+                        .and_then(|r| Some(format!(" ({}:{})", r.file, r.line?)));
+                    format!(" {name}{}", place.unwrap_or_default())
+                })
         }
         Stage::LandlockRule => plan
             .landlock
             .as_ref()
             .and_then(|l| l.paths.get(index))
             .map_or(String::new(), |rule| format!(" {}", rule.path.display())),
-        Stage::Rlimit => plan.rlimits.get(index).map_or(String::new(), |r| format!(" {}", r.field)),
+        Stage::Rlimit => plan
+            .rlimits
+            .get(index)
+            .map_or(String::new(), |r| format!(" {}", r.field)),
         Stage::WorkingDirectory => format!(" {}", plan.cwd.display()),
         Stage::Exec => return exec_error(plan, errno),
         _ => String::new(),
@@ -342,7 +457,11 @@ fn fault_error(plan: &Plan, raw: crate::sys::board::RawFault, otherwise: Error) 
         }
         _ => Some("see `sandbox doctor` for what this kernel allows".to_owned()),
     };
-    Error::new(ErrorKind::Refused, format!("cannot {}{object}: {}", stage.doing(), errno.desc()), hint)
+    Error::new(
+        ErrorKind::Refused,
+        format!("cannot {}{object}: {}", stage.doing(), errno.desc()),
+        hint,
+    )
 }
 
 /// Why exec failed, in the terms of somebody who sees the host and not the inside.
@@ -353,9 +472,17 @@ fn exec_error(plan: &Plan, errno: Errno) -> Error {
         .unwrap_or_default()
         .iter()
         .map(|c| PathBuf::from(OsStr::from_bytes(c.as_bytes())))
-        .map(|path| if path.is_absolute() { path } else { plan.cwd.join(path) })
+        .map(|path| {
+            if path.is_absolute() {
+                path
+            } else {
+                plan.cwd.join(path)
+            }
+        })
         .collect();
-    let visible = inside.iter().find_map(|path| plan.mounts.to_host(path).filter(|host| host.exists()));
+    let visible = inside
+        .iter()
+        .find_map(|path| plan.mounts.to_host(path).filter(|host| host.exists()));
     if errno == Errno::ENOENT || errno == Errno::ENOTDIR {
         if let Some(host) = visible {
             // The file is there, so what is missing is what the kernel wanted to start it with.
@@ -364,31 +491,51 @@ fn exec_error(plan: &Plan, errno: Errno) -> Error {
                 None => ("interpreter", PathBuf::from("?")),
             };
             let hint = plan_hint(&needed);
-            let message = format!("cannot execute {shown}: its {kind} {} is not visible inside", needed.display());
+            let message = format!(
+                "cannot execute {shown}: its {kind} {} is not visible inside",
+                needed.display()
+            );
             return Error::new(ErrorKind::NotFound, message, Some(hint));
         }
         let on_host = on_host(&command);
         return match on_host {
             Some(path) => Error::new(
                 ErrorKind::NotFound,
-                format!("cannot find {shown} inside; it is on the host at {}", path.display()),
+                format!(
+                    "cannot find {shown} inside; it is on the host at {}",
+                    path.display()
+                ),
                 Some(plan_hint(&path)),
             ),
-            None => Error::new(ErrorKind::NotFound, format!("cannot find {shown}, neither inside nor on the host"), None),
+            None => Error::new(
+                ErrorKind::NotFound,
+                format!("cannot find {shown}, neither inside nor on the host"),
+                None,
+            ),
         };
     }
     let hint = match errno {
-        Errno::EACCES => Some("it needs execute permission, and a mount with \"executable\": true".to_owned()),
-        Errno::ENOEXEC => Some("it is neither a binary of this machine nor a script that starts with #!".to_owned()),
+        Errno::EACCES => {
+            Some("it needs execute permission, and a mount with \"executable\": true".to_owned())
+        }
+        Errno::ENOEXEC => {
+            Some("it is neither a binary of this machine nor a script that starts with #!".to_owned())
+        }
         Errno::E2BIG => Some("arguments and environment are too long together".to_owned()),
         _ => None,
     };
-    Error::new(ErrorKind::NotExecutable, format!("cannot execute {shown}: {}", errno.desc()), hint)
+    Error::new(
+        ErrorKind::NotExecutable,
+        format!("cannot execute {shown}: {}", errno.desc()),
+        hint,
+    )
 }
 
 fn plan_hint(path: &Path) -> String {
     let directory = path.parent().unwrap_or(path).display();
-    format!("show it with --ro {directory}, or with {{\"type\": \"bind\", \"source\": \"{directory}\"}} in \"mounts\"")
+    format!(
+        "show it with --ro {directory}, or with {{\"type\": \"bind\", \"source\": \"{directory}\"}} in \"mounts\""
+    )
 }
 
 fn on_host(command: &Path) -> Option<PathBuf> {
@@ -396,7 +543,9 @@ fn on_host(command: &Path) -> Option<PathBuf> {
         return std::path::absolute(command).ok().filter(|p| p.exists());
     }
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|directory| directory.join(command)).find(|p| p.is_file())
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(command))
+        .find(|p| p.is_file())
 }
 
 /// A script's interpreter, or a binary's loader.
@@ -439,8 +588,9 @@ pub(crate) fn open_stream(stream: &Stream, plan: &Plan, number: usize) -> Result
 }
 
 /// The supervisor must not be readable through /proc by what it runs.
-pub(crate) fn harden_self() -> Result<(), Error> {
-    security::undumpable().map_err(|e| Error::failed(format!("cannot make the supervisor undumpable: {}", e.desc())))
+fn harden_self() -> Result<(), Error> {
+    security::undumpable()
+        .map_err(|e| Error::failed(format!("cannot make the supervisor undumpable: {}", e.desc())))
 }
 
 /// A pty on the host's devpts, for a sandbox without one of its own.
@@ -449,7 +599,11 @@ pub(crate) fn host_pty() -> Result<(OwnedFd, OwnedFd), Error> {
         let flags = libc::O_RDWR | libc::O_NOCTTY;
         let master = fd::own(fd::openat(fd::CWD, c"/dev/ptmx", flags, 0)?);
         fd::unlock_pty(master.as_fd().as_raw_fd())?;
-        let slave = fd::ioctl_int(master.as_raw_fd(), libc::TIOCGPTPEER, i64::from(flags | libc::O_CLOEXEC))?;
+        let slave = fd::ioctl_int(
+            master.as_raw_fd(),
+            libc::TIOCGPTPEER,
+            i64::from(flags | libc::O_CLOEXEC),
+        )?;
         Ok((master, fd::own(slave)))
     };
     open().map_err(|e: Errno| Error::failed(format!("cannot make a terminal: {}", e.desc())))

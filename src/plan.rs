@@ -80,8 +80,15 @@ fn lossy<S: serde::Serializer>(words: &[OsString], serializer: S) -> Result<S::O
     serializer.collect_seq(words.iter().map(|w| w.to_string_lossy()))
 }
 
-fn lossy_pairs<S: serde::Serializer>(pairs: &[(OsString, OsString)], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(pairs.iter().map(|(k, v)| (k.to_string_lossy(), v.to_string_lossy())))
+fn lossy_pairs<S: serde::Serializer>(
+    pairs: &[(OsString, OsString)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(
+        pairs
+            .iter()
+            .map(|(k, v)| (k.to_string_lossy(), v.to_string_lossy())),
+    )
 }
 
 impl Plan {
@@ -99,7 +106,11 @@ impl Plan {
     ) -> Result<Plan, Error> {
         if command.first().is_none_or(|word| word.is_empty()) {
             let hint = "write it after the profile: sandbox run default -- ls -l";
-            return Err(Error::new(ErrorKind::Failed, "there is no command to run", Some(hint.into())));
+            return Err(Error::new(
+                ErrorKind::Failed,
+                "there is no command to run",
+                Some(hint.into()),
+            ));
         }
         if let Some(bad) = command.iter().find(|word| word.as_bytes().contains(&0)) {
             return Err(Error::failed(format!("the argument {bad:?} holds a NUL byte")));
@@ -121,7 +132,11 @@ impl Plan {
         let (capabilities, list) = capabilities::plan(profile, host, &namespaces).map_err(|unknown| {
             let meant = crate::profile::suggest::closest(&unknown.0, capabilities::NAMES.into_iter());
             let hint = meant.map(|m| format!("did you mean {m}?"));
-            Error::new(ErrorKind::Failed, format!("there is no capability named {}", unknown.0), hint)
+            Error::new(
+                ErrorKind::Failed,
+                format!("there is no capability named {}", unknown.0),
+                hint,
+            )
         })?;
         note(Layer::Capabilities, list);
 
@@ -147,9 +162,12 @@ impl Plan {
         let seccomp = if mode(Layer::Seccomp) == LayerMode::Off {
             None
         } else {
-            let families = (network_mode != LayerMode::Off).then_some((profile.network.mode, &profile.network.origin));
+            let families =
+                (network_mode != LayerMode::Off).then_some((profile.network.mode, &profile.network.origin));
             Some(seccomp::plan(&profile.syscalls, families).map_err(|error| {
-                let place = error.origin().map_or(String::new(), |origin| format!(" ({})", place(profile, origin)));
+                let place = error
+                    .origin()
+                    .map_or(String::new(), |origin| format!(" ({})", place(profile, origin)));
                 Error::new(ErrorKind::Failed, format!("{error}{place}"), error.hint())
             })?)
         };
@@ -160,7 +178,17 @@ impl Plan {
         let cwd = mounts::normalise(Path::new(&expand(&profile.cwd)?));
         let environment = environment(profile, host, &variables)?;
         let layers = layer_reports(profile, &missing, |layer| {
-            describe(layer, &namespaces, &mounts, profile, &capabilities, &rlimits, &cgroup, landlock.as_ref(), seccomp.as_ref())
+            describe(
+                layer,
+                &namespaces,
+                &mounts,
+                profile,
+                &capabilities,
+                &rlimits,
+                &cgroup,
+                landlock.as_ref(),
+                seccomp.as_ref(),
+            )
         });
         refuse(profile, &missing)?;
         Ok(Plan {
@@ -207,7 +235,11 @@ impl Plan {
 }
 
 fn place(profile: &Profile, origin: &Origin) -> String {
-    let line = profile.sources.iter().find(|s| s.name == origin.file).and_then(|s| line_of(&s.text, &origin.pointer));
+    let line = profile
+        .sources
+        .iter()
+        .find(|s| s.name == origin.file)
+        .and_then(|s| line_of(&s.text, &origin.pointer));
     match line {
         Some(line) => format!("{}:{line} {}", origin.file, origin.pointer),
         None => origin.file.to_string(),
@@ -231,19 +263,33 @@ fn variables(profile: &Profile, host: &Host) -> Variables {
     }
 }
 
-fn environment(profile: &Profile, host: &Host, variables: &Variables) -> Result<Vec<(OsString, OsString)>, Error> {
+fn environment(
+    profile: &Profile,
+    host: &Host,
+    variables: &Variables,
+) -> Result<Vec<(OsString, OsString)>, Error> {
     let wanted = |name: &OsString| {
         profile.environment.inherit
-            || profile.environment.keep.iter().any(|pattern| match pattern.strip_suffix('*') {
-                Some(prefix) => name.as_bytes().starts_with(prefix.as_bytes()),
-                None => name.as_bytes() == pattern.as_bytes(),
-            })
+            || profile
+                .environment
+                .keep
+                .iter()
+                .any(|pattern| match pattern.strip_suffix('*') {
+                    Some(prefix) => name.as_bytes().starts_with(prefix.as_bytes()),
+                    None => name.as_bytes() == pattern.as_bytes(),
+                })
     };
-    let mut all: Vec<(OsString, OsString)> =
-        host.environment.iter().filter(|(name, _)| wanted(name)).cloned().collect();
+    let mut all: Vec<(OsString, OsString)> = host
+        .environment
+        .iter()
+        .filter(|(name, _)| wanted(name))
+        .cloned()
+        .collect();
     for (name, value) in &profile.environment.set {
         if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(Error::failed(format!("{name:?} is not a name of an environment variable")));
+            return Err(Error::failed(format!(
+                "{name:?} is not a name of an environment variable"
+            )));
         }
         let value = variables.expand(value).map_err(Error::failed)?;
         all.retain(|(other, _)| other.as_bytes() != name.as_bytes());
@@ -252,7 +298,11 @@ fn environment(profile: &Profile, host: &Host, variables: &Variables) -> Result<
     Ok(all)
 }
 
-fn network(profile: &Profile, namespaces: &NamespacesPlan, landlock: Option<&LandlockPlan>) -> Vec<Shortfall> {
+fn network(
+    profile: &Profile,
+    namespaces: &NamespacesPlan,
+    landlock: Option<&LandlockPlan>,
+) -> Vec<Shortfall> {
     if profile.layers.get(Layer::Network) == LayerMode::Off {
         return Vec::new();
     }
@@ -281,17 +331,27 @@ fn network(profile: &Profile, namespaces: &NamespacesPlan, landlock: Option<&Lan
     list
 }
 
-fn label(profile: &Profile, host: &Host) -> (Option<(String, String)>, Vec<(Layer, Shortfall)>) {
+/// Attribute file and text.
+type Label = (String, String);
+
+fn label(profile: &Profile, host: &Host) -> (Option<Label>, Vec<(Layer, Shortfall)>) {
     let mut list = Vec::new();
     let mut label = None;
     let absent = |name: &str| Shortfall {
         what: format!("{name} confinement"),
         why: format!("{name} is not active in this kernel"),
-        hint: format!("boot with it (lsm=…), or remove it from the profile, or pass --best-effort {}", name.to_lowercase()),
+        hint: format!(
+            "boot with it (lsm=…), or remove it from the profile, or pass --best-effort {}",
+            name.to_lowercase()
+        ),
         total: true,
         tolerable: false,
     };
-    if let Some(apparmor) = profile.apparmor.as_ref().filter(|_| profile.layers.get(Layer::Apparmor) != LayerMode::Off) {
+    if let Some(apparmor) = profile
+        .apparmor
+        .as_ref()
+        .filter(|_| profile.layers.get(Layer::Apparmor) != LayerMode::Off)
+    {
         match &apparmor.policy {
             Some(policy) if host.lsm.iter().any(|l| l == "apparmor") => {
                 label = Some(("apparmor/exec".into(), format!("exec {policy}")));
@@ -299,7 +359,11 @@ fn label(profile: &Profile, host: &Host) -> (Option<(String, String)>, Vec<(Laye
             _ => list.push((Layer::Apparmor, absent("AppArmor"))),
         }
     }
-    if let Some(selinux) = profile.selinux.as_ref().filter(|_| profile.layers.get(Layer::Selinux) != LayerMode::Off) {
+    if let Some(selinux) = profile
+        .selinux
+        .as_ref()
+        .filter(|_| profile.layers.get(Layer::Selinux) != LayerMode::Off)
+    {
         if host.lsm.iter().any(|l| l == "selinux") {
             label = Some(("exec".into(), selinux.label.clone()));
         } else {
@@ -331,7 +395,11 @@ fn layer_reports(
     Layer::ALL
         .into_iter()
         .map(|layer| {
-            let list: Vec<&Shortfall> = missing.iter().filter(|(l, _)| *l == layer).map(|(_, s)| s).collect();
+            let list: Vec<&Shortfall> = missing
+                .iter()
+                .filter(|(l, _)| *l == layer)
+                .map(|(_, s)| s)
+                .collect();
             let asked = describe(layer);
             let state = if profile.layers.get(layer) == LayerMode::Off || asked.is_none() && list.is_empty() {
                 LayerState::Off
@@ -351,7 +419,11 @@ fn layer_reports(
                 },
                 missing: list
                     .iter()
-                    .map(|s| Missing { what: s.what.clone(), why: s.why.clone(), hint: s.hint.clone() })
+                    .map(|s| Missing {
+                        what: s.what.clone(),
+                        why: s.why.clone(),
+                        hint: s.hint.clone(),
+                    })
                     .collect(),
             }
         })
@@ -372,7 +444,9 @@ fn describe(
 ) -> Option<String> {
     match layer {
         Layer::Namespaces => (!namespaces.unshared.is_empty()).then(|| namespaces.unshared.join(" ")),
-        Layer::Mounts => mounts.applied.then(|| format!("{} mounts in a root of its own", mounts.entries.len())),
+        Layer::Mounts => mounts
+            .applied
+            .then(|| format!("{} mounts in a root of its own", mounts.entries.len())),
         Layer::Network => {
             let ports = |list: &Option<Vec<u16>>| list.as_ref().map_or("any".into(), |l| format!("{l:?}"));
             Some(match profile.network.mode {
@@ -386,17 +460,32 @@ fn describe(
             })
         }
         Layer::Capabilities => (!capabilities.off).then(|| {
-            let kept = if capabilities.kept.is_empty() { "none kept".into() } else { capabilities.kept.join(" ") };
+            let kept = if capabilities.kept.is_empty() {
+                "none kept".into()
+            } else {
+                capabilities.kept.join(" ")
+            };
             format!("{kept}; no_new_privs; host uid {}", namespaces.outer_uid)
         }),
-        Layer::Rlimits => (!rlimits.is_empty())
-            .then(|| rlimits.iter().map(|r| format!("{}={}", r.field, r.value)).collect::<Vec<_>>().join(" ")),
+        Layer::Rlimits => (!rlimits.is_empty()).then(|| {
+            rlimits
+                .iter()
+                .map(|r| format!("{}={}", r.field, r.value))
+                .collect::<Vec<_>>()
+                .join(" ")
+        }),
         Layer::Cgroup => (!cgroup.is_empty()).then(|| {
             let settings = cgroup.groups.iter().flat_map(|g| &g.settings);
-            settings.map(|(file, value)| format!("{file}={value}")).collect::<Vec<_>>().join(" ")
+            settings
+                .map(|(file, value)| format!("{file}={value}"))
+                .collect::<Vec<_>>()
+                .join(" ")
         }),
         Layer::Landlock => landlock.map(|l| format!("ABI {}, {} path rules", l.abi, l.paths.len())),
-        Layer::Apparmor => profile.apparmor.as_ref().map(|a| a.policy.clone().unwrap_or_default()),
+        Layer::Apparmor => profile
+            .apparmor
+            .as_ref()
+            .map(|a| a.policy.clone().unwrap_or_default()),
         Layer::Selinux => profile.selinux.as_ref().map(|s| s.label.clone()),
         Layer::Seccomp => seccomp.map(|s| format!("{} system calls can pass", s.passing().len())),
     }

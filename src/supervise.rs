@@ -244,10 +244,22 @@ impl Supervisor<'_> {
     }
 
     fn watch_all(&mut self, signals: Option<&Signals>) -> Result<(), Error> {
-        self.watch(self.running.channel.as_raw_fd(), Token::Channel, EpollFlags::EPOLLIN)?;
-        self.watch(self.running.child.pidfd.as_raw_fd(), Token::Init, EpollFlags::EPOLLIN)?;
+        self.watch(
+            self.running.channel.as_raw_fd(),
+            Token::Channel,
+            EpollFlags::EPOLLIN,
+        )?;
+        self.watch(
+            self.running.child.pidfd.as_raw_fd(),
+            Token::Init,
+            EpollFlags::EPOLLIN,
+        )?;
         if let Some(signals) = signals {
-            self.watch(signals.fd.as_fd().as_raw_fd(), Token::Signals, EpollFlags::EPOLLIN)?;
+            self.watch(
+                signals.fd.as_fd().as_raw_fd(),
+                Token::Signals,
+                EpollFlags::EPOLLIN,
+            )?;
         }
         if let Some(cgroup) = &self.running.cgroup {
             let sources: Vec<_> = cgroup.event_fds().collect();
@@ -256,7 +268,11 @@ impl Supervisor<'_> {
                 if priority {
                     cgroup.acknowledge(fd);
                 }
-                let flags = if priority { EpollFlags::EPOLLPRI | EpollFlags::EPOLLET } else { EpollFlags::EPOLLIN };
+                let flags = if priority {
+                    EpollFlags::EPOLLPRI | EpollFlags::EPOLLET
+                } else {
+                    EpollFlags::EPOLLIN
+                };
                 self.events.push((fd, kind));
                 self.watch(fd, Token::Cgroup(index), flags)?;
             }
@@ -311,13 +327,20 @@ impl Supervisor<'_> {
             match fd::receive(channel, &mut bytes, &mut fds, libc::MSG_DONTWAIT) {
                 Ok(0) | Err(_) => return,
                 Ok(length) => match Message::decode(&bytes[..length]) {
-                    Some(Message::Started { listener, terminal, at_ns }) => {
+                    Some(Message::Started {
+                        listener,
+                        terminal,
+                        at_ns,
+                    }) => {
                         self.started_ns = Some(at_ns);
                         let mut passed = fds.into_iter().filter(|fd| *fd >= 0).map(fd::own);
                         if listener && let Some(fd) = passed.next() {
                             // A fifth of the time for each denial; older kernels do without.
                             crate::sys::seccomp::set_sync_wake_up(fd.as_raw_fd()).unwrap_or(());
-                            if self.watch(fd.as_raw_fd(), Token::Listener, EpollFlags::EPOLLIN).is_err() {
+                            if self
+                                .watch(fd.as_raw_fd(), Token::Listener, EpollFlags::EPOLLIN)
+                                .is_err()
+                            {
                                 self.running.kill();
                             }
                             self.denials = Some((fd, Denials::default()));
@@ -331,7 +354,9 @@ impl Supervisor<'_> {
                             }
                         }
                     }
-                    Some(Message::Ended { status, at_ns, usage }) => self.ended = Some((status, at_ns, usage)),
+                    Some(Message::Ended { status, at_ns, usage }) => {
+                        self.ended = Some((status, at_ns, usage))
+                    }
                     None => {}
                 },
             }
@@ -376,14 +401,23 @@ impl Supervisor<'_> {
     }
 
     fn cgroup_event(&mut self, index: u64) {
-        let Some((fd, kind)) = usize::try_from(index).ok().and_then(|i| self.events.get(i)).copied() else { return };
-        let Some(cgroup) = &self.running.cgroup else { return };
+        let Some((fd, kind)) = usize::try_from(index)
+            .ok()
+            .and_then(|i| self.events.get(i))
+            .copied()
+        else {
+            return;
+        };
+        let Some(cgroup) = &self.running.cgroup else {
+            return;
+        };
         cgroup.acknowledge(fd);
         let usage = cgroup.usage();
         match kind {
             EventKind::Memory if usage.oom_kills > 0 => self.end_by(Limit::Memory),
             EventKind::Processes
-                if usage.process_limit_hits > 0 && self.plan.limits.on_process_limit == OnProcessLimit::Kill =>
+                if usage.process_limit_hits > 0
+                    && self.plan.limits.on_process_limit == OnProcessLimit::Kill =>
             {
                 self.end_by(Limit::Processes);
             }
@@ -417,7 +451,10 @@ impl Supervisor<'_> {
         }
         let Some(started) = self.started_ns else { return };
         let limits = &self.plan.limits;
-        if limits.wall_time.is_some_and(|limit| now - started >= as_ns(limit)) {
+        if limits
+            .wall_time
+            .is_some_and(|limit| now - started >= as_ns(limit))
+        {
             self.end_by(Limit::WallTime);
             return;
         }
@@ -498,25 +535,47 @@ impl Supervisor<'_> {
         let outcome = self.outcome();
         let (mut violations, completeness) = match self.denials.take() {
             Some((_, denials)) => denials.into_report(),
-            None => (Vec::new(), Completeness { source: "seccomp".into(), state: CompletenessState::None, lost: None }),
+            None => (
+                Vec::new(),
+                Completeness {
+                    source: "seccomp".into(),
+                    state: CompletenessState::None,
+                    lost: None,
+                },
+            ),
         };
         violations.extend(self.limit.map(|limit| self.limit_violation(limit)));
         if let Some(cgroup) = self.running.cgroup.take()
             && let Err(error) = cgroup.remove()
         {
-            violations.push(Violation { hint: Some(error.to_string()), ..denials::empty("cgroup") });
+            violations.push(Violation {
+                hint: Some(error.to_string()),
+                ..denials::empty("cgroup")
+            });
         }
         Report {
             schema: SCHEMA.into(),
-            command: self.plan.command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
-            profile: ProfileRef { name: self.plan.profile.clone(), sha256: self.plan.sha256.clone() },
+            command: self
+                .plan
+                .command
+                .iter()
+                .map(|w| w.to_string_lossy().into_owned())
+                .collect(),
+            profile: ProfileRef {
+                name: self.plan.profile.clone(),
+                sha256: self.plan.sha256.clone(),
+            },
             outcome,
             usage,
             layers: self.plan.layers.clone(),
             violations,
             completeness: vec![
                 completeness,
-                Completeness { source: "limits".into(), state: CompletenessState::Exact, lost: None },
+                Completeness {
+                    source: "limits".into(),
+                    state: CompletenessState::Exact,
+                    lost: None,
+                },
             ],
         }
     }
@@ -529,7 +588,8 @@ impl Supervisor<'_> {
         let Some(counted) = counted else { return };
         if counted.oom_kills > 0 {
             self.limit = Some(Limit::Memory);
-        } else if counted.process_limit_hits > 0 && self.plan.limits.on_process_limit == OnProcessLimit::Kill {
+        } else if counted.process_limit_hits > 0 && self.plan.limits.on_process_limit == OnProcessLimit::Kill
+        {
             self.limit = Some(Limit::Processes);
         } else if let (Some(limit), Some(used)) = (self.plan.limits.cpu_time, counted.cpu_ns)
             && used >= as_ns(limit)
@@ -543,18 +603,31 @@ impl Supervisor<'_> {
         let us = |ns: u64| ns / 1000;
         Usage {
             wall_time_us: us(end_ns.saturating_sub(self.started_ns.unwrap_or(end_ns))),
-            cpu_time_us: counted.cpu_ns.map(us).or(Some((init.user_us + init.system_us).max(us(self.seen.cpu_ns)))),
+            cpu_time_us: counted
+                .cpu_ns
+                .map(us)
+                .or(Some((init.user_us + init.system_us).max(us(self.seen.cpu_ns)))),
             user_time_us: counted.user_ns.map(us).or(Some(init.user_us)),
             system_time_us: counted.system_ns.map(us).or(Some(init.system_us)),
             memory_peak_bytes: counted
                 .memory_peak
-                .or_else(|| self.ended.map(|(_, _, usage)| usage.max_rss_bytes.max(self.seen.memory_bytes)))
+                .or_else(|| {
+                    self.ended
+                        .map(|(_, _, usage)| usage.max_rss_bytes.max(self.seen.memory_bytes))
+                })
                 .or(Some(self.seen.memory_bytes)),
-            processes_peak: counted.pids_peak.or((self.seen.processes > 0).then_some(self.seen.processes)),
+            processes_peak: counted
+                .pids_peak
+                .or((self.seen.processes > 0).then_some(self.seen.processes)),
             output_bytes: self.streams.output_bytes(),
             major_faults: Some(init.major_faults),
             context_switches: Some(init.context_switches),
-            source: if counted.cpu_ns.is_some() { "cgroup" } else { "estimate" }.into(),
+            source: if counted.cpu_ns.is_some() {
+                "cgroup"
+            } else {
+                "estimate"
+            }
+            .into(),
         }
     }
 
@@ -567,7 +640,10 @@ impl Supervisor<'_> {
             _ => (None, Some(libc::SIGKILL)),
         };
         let signal = signal.map(|number| {
-            Signal::try_from(number).map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
+            Signal::try_from(number).map_or_else(
+                |_| format!("signal {number}"),
+                |signal| signal.as_str().to_owned(),
+            )
         });
         Outcome {
             status: match (self.limit, &signal) {

@@ -1,6 +1,11 @@
 //! Init: pid 1 of the sandbox. It builds the room, starts the command in it, gives up its rights, reaps, forwards
 //! signals and the status, and ends with the supervisor; as pid 1, its end is the end of everything inside.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "CLONE_NEWTIME fits unshare's flags"
+)]
+
 use std::os::fd::{AsRawFd, RawFd};
 
 use super::{Armed, Fault, MESSAGE_BYTES, Message, Stage, close_others, steps};
@@ -84,11 +89,19 @@ fn build(armed: &mut Armed) -> Result<Room, Fault> {
         apply::apply(mounts, &mut armed.trees).map_err(mount_fault)?;
     }
     fd::chdir(&armed.cwd).map_err(Stage::WorkingDirectory.fault())?;
-    let terminal = if armed.terminal.contains(&true) { Some(open_terminal(armed)?) } else { None };
+    let terminal = if armed.terminal.contains(&true) {
+        Some(open_terminal(armed)?)
+    } else {
+        None
+    };
     if armed.time_namespace {
         process::unshare(process::CLONE_NEWTIME as i32).map_err(Stage::TimeNamespace.fault())?;
     }
-    Ok(Room { terminal, attributes, children })
+    Ok(Room {
+        terminal,
+        attributes,
+        children,
+    })
 }
 
 fn mount_fault(fault: MountFault) -> Fault {
@@ -137,8 +150,8 @@ fn start(armed: &Armed, room: &Room) -> Result<(i32, RawFd, Option<RawFd>), Faul
         armed.board.set_fault(fault.raw());
         process::exit_now(if fault.stage == Stage::Exec { 127 } else { 125 });
     };
-    let command =
-        process::spawn_sharing(&armed.stack, armed.time_namespace, &mut body).map_err(Stage::Spawn.fault())?;
+    let command = process::spawn_sharing(&armed.stack, armed.time_namespace, &mut body)
+        .map_err(Stage::Spawn.fault())?;
     if armed.board.fault().is_some() {
         process::exit_now(125);
     }
@@ -161,8 +174,11 @@ fn announce(armed: &Armed, room: &Room) -> Result<(), Errno> {
         fds[count] = fd;
         count += 1;
     }
-    let message =
-        Message::Started { listener: listener.is_some(), terminal: master.is_some(), at_ns: process::monotonic_ns() };
+    let message = Message::Started {
+        listener: listener.is_some(),
+        terminal: master.is_some(),
+        at_ns: process::monotonic_ns(),
+    };
     fd::send(armed.channel.as_raw_fd(), &message.encode(), &fds[..count])?;
     for fd in fds[..count].iter().chain(&[0, 1, 2]) {
         fd::close(*fd);
@@ -182,9 +198,17 @@ fn tend(armed: &Armed, command: i32, signals: RawFd, children: Option<RawFd>) ->
     loop {
         while let Ok(Some((pid, status, usage))) = process::wait(-1, libc::WNOHANG) {
             if pid == command {
-                let message = Message::Ended { status, at_ns: process::monotonic_ns(), usage };
+                let message = Message::Ended {
+                    status,
+                    at_ns: process::monotonic_ns(),
+                    usage,
+                };
                 // Without a supervisor there is nobody to tell; we end either way.
-                let code = if fd::send(channel, &message.encode(), &[]).is_ok() { 0 } else { 125 };
+                let code = if fd::send(channel, &message.encode(), &[]).is_ok() {
+                    0
+                } else {
+                    125
+                };
                 end(children, code);
             }
         }

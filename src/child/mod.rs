@@ -19,7 +19,6 @@ pub(crate) use init::run as run_init;
 /// Where on the way to exec something failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-#[expect(missing_docs, reason = "each is named in `Stage::doing`")]
 pub(crate) enum Stage {
     Descriptors,
     Handshake,
@@ -196,17 +195,29 @@ pub(crate) struct Fault {
 impl Stage {
     /// For `map_err`: a fault of this stage.
     fn fault(self) -> impl Fn(Errno) -> Fault {
-        move |errno| Fault { stage: self, index: 0, errno }
+        move |errno| Fault {
+            stage: self,
+            index: 0,
+            errno,
+        }
     }
 
     fn fault_at(self) -> impl Fn((u16, Errno)) -> Fault {
-        move |(index, errno)| Fault { stage: self, index, errno }
+        move |(index, errno)| Fault {
+            stage: self,
+            index,
+            errno,
+        }
     }
 }
 
 impl Fault {
     fn raw(self) -> RawFault {
-        RawFault { stage: self.stage as u8, index: self.index, errno: self.errno as i32 }
+        RawFault {
+            stage: self.stage as u8,
+            index: self.index,
+            errno: self.errno as i32,
+        }
     }
 }
 
@@ -214,9 +225,17 @@ impl Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Message {
     /// The command has been exec'd. With it come the listener and the terminal's master, as the flags say.
-    Started { listener: bool, terminal: bool, at_ns: u64 },
+    Started {
+        listener: bool,
+        terminal: bool,
+        at_ns: u64,
+    },
     /// The command has ended with this wait status.
-    Ended { status: i32, at_ns: u64, usage: crate::sys::process::Rusage },
+    Ended {
+        status: i32,
+        at_ns: u64,
+        usage: crate::sys::process::Rusage,
+    },
 }
 
 /// Bytes of a message.
@@ -227,7 +246,11 @@ impl Message {
         let mut bytes = [0; MESSAGE_BYTES];
         let mut put = |at: usize, value: u64| bytes[at * 8..at * 8 + 8].copy_from_slice(&value.to_le_bytes());
         match self {
-            Message::Started { listener, terminal, at_ns } => {
+            Message::Started {
+                listener,
+                terminal,
+                at_ns,
+            } => {
                 put(0, 1);
                 put(1, u64::from(listener) | u64::from(terminal) << 1);
                 put(2, at_ns);
@@ -254,7 +277,11 @@ impl Message {
             u64::from_le_bytes(word)
         };
         match get(0) {
-            1 => Some(Message::Started { listener: get(1) & 1 != 0, terminal: get(1) & 2 != 0, at_ns: get(2) }),
+            1 => Some(Message::Started {
+                listener: get(1) & 1 != 0,
+                terminal: get(1) & 2 != 0,
+                at_ns: get(2),
+            }),
             2 => Some(Message::Ended {
                 status: u32::try_from(get(1)).ok()?.cast_signed(),
                 at_ns: get(2),
@@ -319,9 +346,21 @@ mod tests {
             context_switches: 5,
         };
         for message in [
-            Message::Started { listener: true, terminal: false, at_ns: 9 },
-            Message::Started { listener: false, terminal: true, at_ns: 9 },
-            Message::Ended { status: -1, at_ns: 7, usage },
+            Message::Started {
+                listener: true,
+                terminal: false,
+                at_ns: 9,
+            },
+            Message::Started {
+                listener: false,
+                terminal: true,
+                at_ns: 9,
+            },
+            Message::Ended {
+                status: -1,
+                at_ns: 7,
+                usage,
+            },
         ] {
             assert_eq!(Message::decode(&message.encode()), Some(message));
         }

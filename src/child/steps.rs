@@ -19,7 +19,11 @@ pub(super) fn steps(armed: &Armed, terminal: Option<i32>, attributes: Option<i32
 fn restrict(armed: &Armed, terminal: Option<i32>, attributes: Option<i32>) -> Result<(), Fault> {
     // A session of its own: the caller's terminal is then nobody's controlling terminal in here.
     process::setsid().map_err(Stage::Session.fault())?;
-    stdio(armed, terminal).map_err(|(index, errno)| Fault { stage: Stage::Stdio, index, errno })?;
+    stdio(armed, terminal).map_err(|(index, errno)| Fault {
+        stage: Stage::Stdio,
+        index,
+        errno,
+    })?;
     // While /proc of this namespace can still be written, and before no_new_privs, which bars some transitions.
     if let (Some((file, text)), Some(attributes)) = (&armed.label, attributes) {
         let write = || {
@@ -63,7 +67,11 @@ fn restrict(armed: &Armed, terminal: Option<i32>, attributes: Option<i32>) -> Re
 fn stdio(armed: &Armed, terminal: Option<i32>) -> Result<(), (u16, Errno)> {
     for (index, target) in [0u16, 1, 2].into_iter().zip([0, 1, 2]) {
         let slot = usize::from(index);
-        let source = if armed.terminal[slot] { terminal } else { armed.stdio[slot] };
+        let source = if armed.terminal[slot] {
+            terminal
+        } else {
+            armed.stdio[slot]
+        };
         if let Some(source) = source {
             fd::place(source, target).map_err(|errno| (index, errno))?;
         }
@@ -77,10 +85,18 @@ fn stdio(armed: &Armed, terminal: Option<i32>) -> Result<(), (u16, Errno)> {
 /// Tries the candidates as execvp(3) does: a missing file is passed over, one that may not be executed is
 /// remembered, anything else ends the search.
 fn exec(armed: &Armed) -> Fault {
-    let mut worst = Fault { stage: Stage::Exec, index: 0, errno: Errno::ENOENT };
+    let mut worst = Fault {
+        stage: Stage::Exec,
+        index: 0,
+        errno: Errno::ENOENT,
+    };
     for (index, path) in armed.candidates.iter().enumerate() {
         let errno = process::execve(path, &armed.argv, &armed.envp, armed.exec_cookie);
-        let fault = Fault { stage: Stage::Exec, index: u16::try_from(index).unwrap_or(u16::MAX), errno };
+        let fault = Fault {
+            stage: Stage::Exec,
+            index: u16::try_from(index).unwrap_or(u16::MAX),
+            errno,
+        };
         match errno {
             Errno::ENOENT | Errno::ENOTDIR => {}
             Errno::EACCES => worst = fault,

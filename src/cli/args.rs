@@ -54,13 +54,20 @@ pub(crate) enum ProfileCommand {
 
 /// Options of `run`.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit code: the command's own; 128+n after signal n; 124 after a time limit; 125 when the sandbox \
-    failed or refused; 126 not executable; 127 not found.\n\nExample: sandbox run default --rw ./out -- make test")]
+#[command(
+    after_help = "Exit code: the command's own; 128+n after signal n; 124 after a time limit; 125 when the sandbox \
+    failed or refused; 126 not executable; 127 not found.\n\nExample: sandbox run default --rw ./out -- make test"
+)]
 pub(crate) struct Run {
     /// Profile name (see `sandbox profile list`) or path.
     pub(crate) profile: String,
     /// The command and its arguments.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true, value_name = "COMMAND")]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required = true,
+        value_name = "COMMAND"
+    )]
     pub(crate) command: Vec<OsString>,
     /// Print the plan instead of running.
     #[arg(long)]

@@ -23,24 +23,42 @@ pub(crate) fn doctor(json: bool) -> u8 {
         host.kernel.0,
         host.kernel.1,
         host.uid,
-        if host.privileged() { " (root: commands run as an unused host uid)" } else { "" }
+        if host.privileged() {
+            " (root: commands run as an unused host uid)"
+        } else {
+            ""
+        }
     );
     text.push_str(&match host.landlock {
         Ok(abi) => format!("landlock     ABI {abi}\n"),
-        Err(errno) => format!("landlock     unavailable: {}\n", nix::errno::Errno::from_raw(errno).desc()),
+        Err(errno) => format!(
+            "landlock     unavailable: {}\n",
+            nix::errno::Errno::from_raw(errno).desc()
+        ),
     });
     match &host.cgroup {
         Ok(facts) => {
             for (controller, place) in &facts.controllers {
                 text.push_str(&match place {
-                    Ok(place) => format!("cgroup       {:<8} {}\n", controller.name(), place.parent.display()),
+                    Ok(place) => format!(
+                        "cgroup       {:<8} {}\n",
+                        controller.name(),
+                        place.parent.display()
+                    ),
                     Err(why) => format!("cgroup       {:<8} unavailable: {why}\n", controller.name()),
                 });
             }
         }
         Err(why) => text.push_str(&format!("cgroup       unavailable: {why}\n")),
     }
-    text.push_str(&format!("lsm          {}\n", if host.lsm.is_empty() { "unknown".into() } else { host.lsm.join(",") }));
+    text.push_str(&format!(
+        "lsm          {}\n",
+        if host.lsm.is_empty() {
+            "unknown".into()
+        } else {
+            host.lsm.join(",")
+        }
+    ));
     // By doing: the whole launch path, with nothing of it trusted.
     let tried = std::env::current_exe().and_then(|me| {
         Command::new(me)
@@ -55,7 +73,10 @@ pub(crate) fn doctor(json: bool) -> u8 {
         }
         Ok(output) => {
             let why = String::from_utf8_lossy(&output.stderr);
-            text.push_str(&format!("launch       the default profile does not work here:\n{}\n", sandbox::report::escape_lines(&why)));
+            text.push_str(&format!(
+                "launch       the default profile does not work here:\n{}\n",
+                sandbox::report::escape_lines(&why)
+            ));
             125
         }
         Err(error) => return fail(&format!("cannot start myself: {error}"), None),

@@ -14,7 +14,10 @@ use args::{Cli, Command, ProfileCommand};
 /// Runs the program; gives its exit code.
 pub(crate) fn main() -> u8 {
     if nix::unistd::geteuid() != nix::unistd::getuid() || nix::unistd::getegid() != nix::unistd::getgid() {
-        return fail("this program must not be installed setuid or setgid", Some("chmod ug-s the file; it needs no privilege"));
+        return fail(
+            "this program must not be installed setuid or setgid",
+            Some("chmod ug-s the file; it needs no privilege"),
+        );
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -42,8 +42,12 @@ pub(crate) fn run(options: Run) -> u8 {
 fn sink(options: &Run) -> Result<Sink, String> {
     if let Some(number) = options.report_fd {
         let path = format!("/proc/self/fd/{number}");
-        let copy = nix::unistd::dup(sandbox::host::descriptor(number).ok_or(format!("--report-fd {number}: it is not open"))?);
-        return copy.map(|fd| Sink::File(fd.into())).map_err(|e| format!("--report-fd {path}: {}", e.desc()));
+        let copy = nix::unistd::dup(
+            sandbox::host::descriptor(number).ok_or(format!("--report-fd {number}: it is not open"))?,
+        );
+        return copy
+            .map(|fd| Sink::File(fd.into()))
+            .map_err(|e| format!("--report-fd {path}: {}", e.desc()));
     }
     match &options.report {
         None => Ok(Sink::None),
@@ -61,7 +65,8 @@ fn sink(options: &Run) -> Result<Sink, String> {
 }
 
 fn write(sink: Sink, report: &Report) -> Result<(), String> {
-    let text = serde_json::to_string_pretty(report).map_err(|e| format!("cannot render the report: {e}"))? + "\n";
+    let text =
+        serde_json::to_string_pretty(report).map_err(|e| format!("cannot render the report: {e}"))? + "\n";
     match sink {
         Sink::None => Ok(()),
         Sink::Stdout => match print(text.as_bytes()) {
@@ -70,19 +75,25 @@ fn write(sink: Sink, report: &Report) -> Result<(), String> {
         },
         Sink::File(mut file) => {
             let number = file.as_raw_fd();
-            file.write_all(text.as_bytes()).map_err(|e| format!("cannot write the report (descriptor {number}): {e}"))
+            file.write_all(text.as_bytes())
+                .map_err(|e| format!("cannot write the report (descriptor {number}): {e}"))
         }
     }
 }
 
 fn prepare(options: &Run) -> Result<Option<(Plan, Sink)>, Error> {
     let mut profile = load(&options.profile, &Search::of_caller())?;
-    let failed = |message: String| Error { kind: ErrorKind::Failed, message, hint: None };
+    let failed = |message: String| Error {
+        kind: ErrorKind::Failed,
+        message,
+        hint: None,
+    };
     let host = Host::probe().map_err(failed)?;
     apply(options, &mut profile, &host).map_err(failed)?;
     let plan = Plan::new(&profile, &host, &RealFiles, options.command.clone(), 0)?;
     if options.dry_run {
-        let text = serde_json::to_string_pretty(&plan).map_err(|e| failed(format!("cannot print the plan: {e}")))?;
+        let text =
+            serde_json::to_string_pretty(&plan).map_err(|e| failed(format!("cannot print the plan: {e}")))?;
         print(format!("{text}\n").as_bytes());
         return Ok(None);
     }
@@ -92,7 +103,10 @@ fn prepare(options: &Run) -> Result<Option<(Plan, Sink)>, Error> {
 
 /// Options are lines added to the profile.
 fn apply(options: &Run, profile: &mut Profile, host: &Host) -> Result<(), String> {
-    let origin = |name: &str| Origin { file: Arc::from(format!("option:--{name}")), pointer: String::new() };
+    let origin = |name: &str| Origin {
+        file: Arc::from(format!("option:--{name}")),
+        pointer: String::new(),
+    };
     for (name, list, writable) in [("ro", &options.ro, false), ("rw", &options.rw, true)] {
         for text in list {
             let (source, destination) = match text.split_once(':') {
@@ -105,9 +119,18 @@ fn apply(options: &Run, profile: &mut Profile, host: &Host) -> Result<(), String
                 return Err(format!("--{name} {text}: the destination is not absolute"));
             }
             profile.mounts.retain(|m| m.destination != destination);
-            let kind =
-                MountKind::Bind { source, writable, executable: true, optional: false, caller_owned: true };
-            profile.mounts.push(Mount { destination, kind, origin: origin(name) });
+            let kind = MountKind::Bind {
+                source,
+                writable,
+                executable: true,
+                optional: false,
+                caller_owned: true,
+            };
+            profile.mounts.push(Mount {
+                destination,
+                kind,
+                origin: origin(name),
+            });
         }
     }
     for destination in &options.tmpfs {
@@ -115,14 +138,26 @@ fn apply(options: &Run, profile: &mut Profile, host: &Host) -> Result<(), String
             return Err(format!("--tmpfs {destination}: it is not absolute"));
         }
         profile.mounts.retain(|m| m.destination != *destination);
-        let kind = MountKind::Tmpfs { size_bytes: None, inodes: None, mode: 0o1777, executable: true };
-        profile.mounts.push(Mount { destination: destination.clone(), kind, origin: origin("tmpfs") });
+        let kind = MountKind::Tmpfs {
+            size_bytes: None,
+            inodes: None,
+            mode: 0o1777,
+            executable: true,
+        };
+        profile.mounts.push(Mount {
+            destination: destination.clone(),
+            kind,
+            origin: origin("tmpfs"),
+        });
     }
     for text in &options.env {
         match text.split_once('=') {
             Some((name, value)) => {
                 // The value is data: nothing in it is a variable of ours.
-                profile.environment.set.insert(name.into(), value.replace("${", "$${"));
+                profile
+                    .environment
+                    .set
+                    .insert(name.into(), value.replace("${", "$${"));
             }
             None => {
                 profile.environment.set.remove(text);
@@ -190,7 +225,13 @@ fn apply(options: &Run, profile: &mut Profile, host: &Host) -> Result<(), String
 }
 
 fn launch(options: &Run, plan: &Plan, sink: Sink) -> u8 {
-    let report = match sandbox::run(plan, RunOptions { forward_signals: true, terminal: true }) {
+    let report = match sandbox::run(
+        plan,
+        RunOptions {
+            forward_signals: true,
+            terminal: true,
+        },
+    ) {
         Ok(report) => report,
         Err(error) => {
             let report = sandbox::report::of_error(&options.command as &[OsString], &options.profile, &error);
@@ -204,7 +245,15 @@ fn launch(options: &Run, plan: &Plan, sink: Sink) -> u8 {
         std::io::stderr().write_all(summary.as_bytes()).unwrap_or(());
     }
     let code = exit_code(&report);
-    write(sink, &report).map_or_else(|why| fail(&why, Some("the command itself has ended; run again to have its report")), |()| code)
+    write(sink, &report).map_or_else(
+        |why| {
+            fail(
+                &why,
+                Some("the command itself has ended; run again to have its report"),
+            )
+        },
+        |()| code,
+    )
 }
 
 fn exit_code(report: &Report) -> u8 {

@@ -98,7 +98,10 @@ pub(crate) fn plan(
     let off = profile.layers.get(Layer::Capabilities) == LayerMode::Off;
     let mut mask = 0;
     for name in &profile.capabilities {
-        let number = NAMES.iter().position(|n| n == name).ok_or_else(|| UnknownCapability(name.clone()))?;
+        let number = NAMES
+            .iter()
+            .position(|n| n == name)
+            .ok_or_else(|| UnknownCapability(name.clone()))?;
         mask |= 1u64 << number;
     }
     let user_namespace = namespaces.ids.is_some();
@@ -108,7 +111,8 @@ pub(crate) fn plan(
         let groups: Vec<_> = host.other_groups.iter().map(u32::to_string).collect();
         shortfalls.push(Shortfall {
             what: format!("dropping the supplementary groups {}", groups.join(" ")),
-            why: "user_namespaces(7) lets an ordinary user map its ids only after giving setgroups(2) up".into(),
+            why: "user_namespaces(7) lets an ordinary user map its ids only after giving setgroups(2) up"
+                .into(),
             hint: "files that these groups may read are readable inside where a mount shows them; \
                    to drop them run as root, or set identity.id_count above 1 where newgidmap is installed"
                 .into(),

@@ -6,7 +6,9 @@
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
-use landlock::{ABI, Access, AccessFs, AccessNet, BitFlags, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
+};
 use serde::Serialize;
 
 use super::Shortfall;
@@ -93,7 +95,11 @@ fn rights(grant: Grant, directory: bool, version: u32) -> u64 {
 }
 
 /// The ruleset, and what this kernel's ABI cannot express of it.
-pub(crate) fn plan(profile: &Profile, host: &Host, mounts: &MountsPlan) -> (Option<LandlockPlan>, Vec<Shortfall>) {
+pub(crate) fn plan(
+    profile: &Profile,
+    host: &Host,
+    mounts: &MountsPlan,
+) -> (Option<LandlockPlan>, Vec<Shortfall>) {
     if profile.layers.get(Layer::Landlock) == LayerMode::Off {
         return (None, Vec::new());
     }
@@ -104,7 +110,9 @@ pub(crate) fn plan(profile: &Profile, host: &Host, mounts: &MountsPlan) -> (Opti
             let errno = Errno::from_raw(errno);
             let why = match errno {
                 Errno::EOPNOTSUPP => "it is built into the kernel but switched off at boot".into(),
-                Errno::ENOSYS => "the kernel does not have it (Linux 5.13), or an outer sandbox hides it".into(),
+                Errno::ENOSYS => {
+                    "the kernel does not have it (Linux 5.13), or an outer sandbox hides it".into()
+                }
                 other => format!("landlock_create_ruleset: {}", other.desc()),
             };
             return (None, vec![missing(why)]);
@@ -114,7 +122,9 @@ pub(crate) fn plan(profile: &Profile, host: &Host, mounts: &MountsPlan) -> (Opti
     if !mounts.applied && version < 3 {
         shortfalls.push(Shortfall {
             what: "refusing truncate(2)".into(),
-            why: format!("Landlock ABI {version} does not know it (ABI 3, Linux 6.2), and no mount is read-only"),
+            why: format!(
+                "Landlock ABI {version} does not know it (ABI 3, Linux 6.2), and no mount is read-only"
+            ),
             hint: "use a profile with a mount namespace, or a newer kernel, or --best-effort landlock".into(),
             total: false,
             tolerable: false,
@@ -124,7 +134,13 @@ pub(crate) fn plan(profile: &Profile, host: &Host, mounts: &MountsPlan) -> (Opti
     let network_off = profile.layers.get(Layer::Network) == LayerMode::Off;
     // With no network at all nothing may be bound or connected, even if a namespace failed to hold.
     let closed = (network.mode == NetworkMode::None).then(Vec::new);
-    let ports = |list: &Option<Vec<u16>>| if network_off || version < 4 { None } else { list.clone().or_else(|| closed.clone()) };
+    let ports = |list: &Option<Vec<u16>>| {
+        if network_off || version < 4 {
+            None
+        } else {
+            list.clone().or_else(|| closed.clone())
+        }
+    };
     let plan = LandlockPlan {
         abi: version,
         paths: path_rules(mounts, version),
@@ -157,19 +173,40 @@ fn path_rules(mounts: &MountsPlan, version: u32) -> Vec<PathRule> {
         grant("/".into(), root, true);
     }
     for entry in &mounts.entries {
-        let path = if mounts.applied { entry.destination.clone() } else { entry.host_path() };
+        let path = if mounts.applied {
+            entry.destination.clone()
+        } else {
+            entry.host_path()
+        };
         match &entry.content {
-            Content::Bind { source, writable, executable, .. } => {
+            Content::Bind {
+                source,
+                writable,
+                executable,
+                ..
+            } => {
                 let kind = match (writable, executable) {
                     (false, false) => Grant::Read,
                     (false, true) => Grant::ReadExecute,
                     (true, false) => Grant::Write,
                     (true, true) => Grant::WriteExecute,
                 };
-                grant(path, if source.special { Grant::Device } else { kind }, source.directory);
+                grant(
+                    path,
+                    if source.special { Grant::Device } else { kind },
+                    source.directory,
+                );
             }
             Content::Tmpfs { executable, .. } if mounts.applied => {
-                grant(path, if *executable { Grant::WriteExecute } else { Grant::Write }, true);
+                grant(
+                    path,
+                    if *executable {
+                        Grant::WriteExecute
+                    } else {
+                        Grant::Write
+                    },
+                    true,
+                );
             }
             Content::Overlay { .. } if mounts.applied => grant(path, Grant::WriteExecute, true),
             Content::Mqueue if mounts.applied => grant(path, Grant::Write, true),
@@ -216,7 +253,10 @@ pub(crate) fn arm(plan: &LandlockPlan) -> Result<OwnedFd, String> {
             ruleset = ruleset.scope(Scope::from_all(abi))?;
         }
         let mut created = ruleset.create()?;
-        for (ports, access) in [(&plan.tcp_bind, AccessNet::BindTcp), (&plan.tcp_connect, AccessNet::ConnectTcp)] {
+        for (ports, access) in [
+            (&plan.tcp_bind, AccessNet::BindTcp),
+            (&plan.tcp_connect, AccessNet::ConnectTcp),
+        ] {
             for port in ports.iter().flatten() {
                 created = created.add_rule(NetPort::new(*port, access))?;
             }

@@ -60,7 +60,8 @@ pub(crate) fn plan(profile: &Profile, host: &Host, run: u32) -> (NamespacesPlan,
     let off = profile.layers.get(Layer::Namespaces) == LayerMode::Off;
     let mut shortfalls = Vec::new();
     let want = profile.namespaces;
-    let net_off = profile.layers.get(Layer::Network) == LayerMode::Off || profile.network.mode == NetworkMode::Host;
+    let net_off =
+        profile.layers.get(Layer::Network) == LayerMode::Off || profile.network.mode == NetworkMode::Host;
     let mounts_off = profile.layers.get(Layer::Mounts) == LayerMode::Off;
     let cgroup_off = profile.layers.get(Layer::Cgroup) == LayerMode::Off;
     let table: [(&'static str, bool, u64); 8] = [
@@ -84,7 +85,13 @@ pub(crate) fn plan(profile: &Profile, host: &Host, run: u32) -> (NamespacesPlan,
     let ids = user.then(|| {
         if count > 1 {
             let span = UNUSED_IDS.wrapping_add(host.pid % 0x2000 * 0x1_0000);
-            IdMap { inner_uid: 0, inner_gid: 0, outer_uid: span, outer_gid: span, count }
+            IdMap {
+                inner_uid: 0,
+                inner_gid: 0,
+                outer_uid: span,
+                outer_gid: span,
+                count,
+            }
         } else {
             IdMap {
                 inner_uid: profile.identity.uid,

@@ -37,10 +37,19 @@ pub(crate) fn plan(profile: &Profile, host: &Host, stand_ins: StandIns) -> Vec<R
     let limits = &profile.limits;
     // The supervisor ends the run when the tree exceeds its memory; this only bounds what one process can add
     // between two looks, hence the head-room: the verdict should be the supervisor's.
-    let memory = limits.memory_bytes.filter(|_| stand_ins.memory).map(|m| m.saturating_add(m / 4 + (64 << 20)));
-    let cpu = limits.cpu_time.filter(|_| stand_ins.cpu_time).map(|t| t.as_secs() + 2);
+    let memory = limits
+        .memory_bytes
+        .filter(|_| stand_ins.memory)
+        .map(|m| m.saturating_add(m / 4 + (64 << 20)));
+    let cpu = limits
+        .cpu_time
+        .filter(|_| stand_ins.cpu_time)
+        .map(|t| t.as_secs() + 2);
     // Init counts too (same user, same namespace).
-    let processes = limits.processes.filter(|_| stand_ins.processes).map(|n| n.saturating_add(1));
+    let processes = limits
+        .processes
+        .filter(|_| stand_ins.processes)
+        .map(|n| n.saturating_add(1));
     [
         ("open_files", libc::RLIMIT_NOFILE, limits.open_files),
         ("file_size", libc::RLIMIT_FSIZE, limits.file_size_bytes),
@@ -53,7 +62,11 @@ pub(crate) fn plan(profile: &Profile, host: &Host, stand_ins: StandIns) -> Vec<R
     .into_iter()
     .filter_map(|(field, resource, value)| {
         let value = value?.min(host.hard_limit(resource));
-        Some(Rlimit { field, resource, value })
+        Some(Rlimit {
+            field,
+            resource,
+            value,
+        })
     })
     .collect()
 }

@@ -1,5 +1,7 @@
 //! Finding, reading and merging profile files.
 
+#![expect(clippy::cast_possible_truncation, reason = "errno constants are small")]
+
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -87,7 +89,12 @@ impl fmt::Display for ProfileError {
 impl std::error::Error for ProfileError {}
 
 fn error(place: impl Into<String>, message: impl Into<String>, hint: Option<String>) -> ProfileError {
-    ProfileError { place: place.into(), pointer: String::new(), message: message.into(), hint }
+    ProfileError {
+        place: place.into(),
+        pointer: String::new(),
+        message: message.into(),
+        hint,
+    }
 }
 
 struct Loaded {
@@ -170,11 +177,24 @@ fn gather(
     files: &mut Vec<Loaded>,
 ) -> Result<(), ProfileError> {
     if chain.iter().any(|n| n == name) {
-        let circle = chain.iter().map(String::as_str).chain([name]).collect::<Vec<_>>().join(" -> ");
-        return Err(error(name, format!("profiles extend each other in a circle: {circle}"), None));
+        let circle = chain
+            .iter()
+            .map(String::as_str)
+            .chain([name])
+            .collect::<Vec<_>>()
+            .join(" -> ");
+        return Err(error(
+            name,
+            format!("profiles extend each other in a circle: {circle}"),
+            None,
+        ));
     }
     if chain.len() >= MAX_DEPTH {
-        return Err(error(name, format!("more than {MAX_DEPTH} profiles extend one another"), None));
+        return Err(error(
+            name,
+            format!("more than {MAX_DEPTH} profiles extend one another"),
+            None,
+        ));
     }
     let loaded = find(name, relative_to, search)?;
     chain.push(name.to_owned());
@@ -216,7 +236,11 @@ fn find(name: &str, relative_to: Option<&Path>, search: &Search) -> Result<Loade
     let plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
     if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
         let hint = "a name has letters, digits, _ . and -; a path has a slash or ends in .json";
-        return Err(error(format!("profile {name:?}"), "this is no profile name", Some(hint.into())));
+        return Err(error(
+            format!("profile {name:?}"),
+            "this is no profile name",
+            Some(hint.into()),
+        ));
     }
     for directory in &search.directories {
         let path = directory.join(format!("{name}.json"));
@@ -232,13 +256,19 @@ fn find(name: &str, relative_to: Option<&Path>, search: &Search) -> Result<Loade
         Some(meant) => format!("did you mean {meant}?"),
         None => format!("there are {}", names.collect::<Vec<_>>().join(", ")),
     };
-    Err(error(format!("profile {name}"), "there is no such profile", Some(hint)))
+    Err(error(
+        format!("profile {name}"),
+        "there is no such profile",
+        Some(hint),
+    ))
 }
 
 fn read(path: &Path) -> Result<Loaded, ProfileError> {
     let place = path.display().to_string();
     let fail = |e: std::io::Error| {
-        let why = e.raw_os_error().map_or_else(|| e.to_string(), |code| Errno::from_raw(code).desc().to_owned());
+        let why = e
+            .raw_os_error()
+            .map_or_else(|| e.to_string(), |code| Errno::from_raw(code).desc().to_owned());
         error(&*place, format!("cannot read the profile: {why}"), None)
     };
     // Not blocking: a fifo must not hang us.
@@ -254,22 +284,43 @@ fn read(path: &Path) -> Result<Loaded, ProfileError> {
         return Err(error(&*place, "a profile must be a regular file", None));
     }
     if metadata.len() > MAX_BYTES {
-        return Err(error(&*place, format!("the file has {} bytes; a profile has at most {MAX_BYTES}", metadata.len()), None));
+        return Err(error(
+            &*place,
+            format!(
+                "the file has {} bytes; a profile has at most {MAX_BYTES}",
+                metadata.len()
+            ),
+            None,
+        ));
     }
     let me = nix::unistd::geteuid().as_raw();
-    if metadata.mode() & 0o022 != 0 && metadata.mode() & 0o002 != 0 || metadata.uid() != 0 && metadata.uid() != me {
+    if metadata.mode() & 0o022 != 0 && metadata.mode() & 0o002 != 0
+        || metadata.uid() != 0 && metadata.uid() != me
+    {
         let hint = format!("chown it to you and `chmod go-w {}`", path.display());
-        return Err(error(&*place, "others than you and root can change this profile", Some(hint)));
+        return Err(error(
+            &*place,
+            "others than you and root can change this profile",
+            Some(hint),
+        ));
     }
     let mut text = String::new();
-    file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(|_| error(&*place, "the file is not UTF-8 text", None))?;
-    let directory = std::path::absolute(path).ok().and_then(|p| p.parent().map(Path::to_path_buf));
+    file.take(MAX_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(|_| error(&*place, "the file is not UTF-8 text", None))?;
+    let directory = std::path::absolute(path)
+        .ok()
+        .and_then(|p| p.parent().map(Path::to_path_buf));
     parse(place.as_str().into(), text.into(), directory)
 }
 
 fn parse(name: Arc<str>, text: Arc<str>, directory: Option<PathBuf>) -> Result<Loaded, ProfileError> {
     if text.contains("\\u0000") || text.contains('\0') {
-        return Err(error(&*name, "the text holds a NUL character", Some("remove it".into())));
+        return Err(error(
+            &*name,
+            "the text holds a NUL character",
+            Some("remove it".into()),
+        ));
     }
     let mut deserializer = serde_json::Deserializer::from_str(&text);
     let source = serde_path_to_error::deserialize(&mut deserializer)
@@ -277,7 +328,10 @@ fn parse(name: Arc<str>, text: Arc<str>, directory: Option<PathBuf>) -> Result<L
             let end = deserializer.end();
             match end {
                 Ok(()) => Ok(source),
-                Err(e) => Err(serde_path_to_error::Error::new(serde_path_to_error::Path::default_root(), e)),
+                Err(e) => Err(serde_path_to_error::Error::new(
+                    serde_path_to_error::Path::default_root(),
+                    e,
+                )),
             }
         })
         .map_err(|e| {
@@ -287,12 +341,21 @@ fn parse(name: Arc<str>, text: Arc<str>, directory: Option<PathBuf>) -> Result<L
             let pointer = e.path().to_string();
             ProfileError {
                 place: format!("{name}:{}:{}", inner.line(), inner.column()),
-                pointer: if pointer == "." { String::new() } else { format!("/{}", pointer.replace(['.', '['], "/").replace(']', "")) },
+                pointer: if pointer == "." {
+                    String::new()
+                } else {
+                    format!("/{}", pointer.replace(['.', '['], "/").replace(']', ""))
+                },
                 hint: did_you_mean(&message),
                 message,
             }
         })?;
-    Ok(Loaded { name, text, source, directory })
+    Ok(Loaded {
+        name,
+        text,
+        source,
+        directory,
+    })
 }
 
 trait DefaultRoot {
@@ -314,7 +377,10 @@ fn did_you_mean(message: &str) -> Option<String> {
 
 fn build(name: &str, files: Vec<Loaded>) -> Result<Profile, ProfileError> {
     let mut hasher = Sha256::new();
-    let nowhere = Origin { file: "builtin:structure".into(), pointer: String::new() };
+    let nowhere = Origin {
+        file: "builtin:structure".into(),
+        pointer: String::new(),
+    };
     let mut profile = Profile {
         name: name.to_owned(),
         sha256: String::new(),
@@ -329,7 +395,12 @@ fn build(name: &str, files: Vec<Loaded>) -> Result<Profile, ProfileError> {
             cgroup: true,
             time: false,
         },
-        identity: model::Identity { uid: 1000, gid: 1000, id_count: 1, hostname: "sandbox".into() },
+        identity: model::Identity {
+            uid: 1000,
+            gid: 1000,
+            id_count: 1,
+            hostname: "sandbox".into(),
+        },
         root: None,
         mounts: Vec::new(),
         cwd: "/".into(),
@@ -356,10 +427,19 @@ fn build(name: &str, files: Vec<Loaded>) -> Result<Profile, ProfileError> {
     for file in files {
         hasher.update(file.text.as_bytes());
         merge(&mut profile, &file)?;
-        profile.sources.push(model::SourceFile { name: file.name, text: file.text });
+        profile.sources.push(model::SourceFile {
+            name: file.name,
+            text: file.text,
+        });
     }
-    profile.sha256 = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    profile.mounts.sort_by_key(|mount| mount.destination.matches('/').count() + mount.destination.contains("${") as usize * 2);
+    profile.sha256 = hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    profile.mounts.sort_by_key(|mount| {
+        mount.destination.matches('/').count() + mount.destination.contains("${") as usize * 2
+    });
     Ok(profile)
 }
 
@@ -367,7 +447,10 @@ struct At<'a>(&'a Loaded);
 
 impl At<'_> {
     fn origin(&self, pointer: impl Into<String>) -> Origin {
-        Origin { file: self.0.name.clone(), pointer: pointer.into() }
+        Origin {
+            file: self.0.name.clone(),
+            pointer: pointer.into(),
+        }
     }
 
     fn error(&self, pointer: &str, message: impl Into<String>, hint: Option<String>) -> ProfileError {
@@ -388,7 +471,13 @@ impl At<'_> {
         (1..=133)
             .find(|code| format!("{:?}", Errno::from_raw(*code)) == name)
             .and_then(|code| u16::try_from(code).ok())
-            .ok_or_else(|| self.error(pointer, format!("there is no errno {name}"), Some("names are as in errno(3): EPERM, EACCES".into())))
+            .ok_or_else(|| {
+                self.error(
+                    pointer,
+                    format!("there is no errno {name}"),
+                    Some("names are as in errno(3): EPERM, EACCES".into()),
+                )
+            })
     }
 }
 
@@ -426,7 +515,11 @@ fn merge(profile: &mut Profile, loaded: &Loaded) -> Result<(), ProfileError> {
             source::RootAccess::ReadWrite => model::RootAccess::ReadWrite,
             source::RootAccess::Overlay => model::RootAccess::Overlay,
         };
-        profile.root = Some(model::Root { path: root.path.clone(), access, origin: at.origin("/root") });
+        profile.root = Some(model::Root {
+            path: root.path.clone(),
+            access,
+            origin: at.origin("/root"),
+        });
     }
     for (index, mount) in s.mounts.iter().enumerate() {
         merge_mount(profile, &at, index, mount)?;
@@ -452,7 +545,10 @@ fn merge(profile: &mut Profile, loaded: &Loaded) -> Result<(), ProfileError> {
     }
     merge_limits(profile, &at)?;
     put(&mut profile.environment.inherit, s.environment.inherit);
-    profile.environment.keep.extend(s.environment.keep.iter().cloned());
+    profile
+        .environment
+        .keep
+        .extend(s.environment.keep.iter().cloned());
     profile.environment.set.extend(s.environment.set.clone());
     let stream = |stream: &source::Stream| match stream {
         source::Stream::Inherit => model::Stream::Inherit,
@@ -463,15 +559,21 @@ fn merge(profile: &mut Profile, loaded: &Loaded) -> Result<(), ProfileError> {
     put(&mut profile.stdio.stdout, s.stdio.stdout.as_ref().map(stream));
     put(&mut profile.stdio.stderr, s.stdio.stderr.as_ref().map(stream));
     if let Some(apparmor) = &s.apparmor {
-        profile.apparmor =
-            Some(model::AppArmor { policy: Some(apparmor.policy.clone()), origin: at.origin("/apparmor") });
+        profile.apparmor = Some(model::AppArmor {
+            policy: Some(apparmor.policy.clone()),
+            origin: at.origin("/apparmor"),
+        });
     }
     if let Some(selinux) = &s.selinux {
-        profile.selinux = Some(model::SeLinux { label: selinux.label.clone(), origin: at.origin("/selinux") });
+        profile.selinux = Some(model::SeLinux {
+            label: selinux.label.clone(),
+            origin: at.origin("/selinux"),
+        });
     }
     for (name, mode) in &s.layers {
         let pointer = format!("/layers/{name}");
-        let layer = layer(name).map_err(|hint| at.error(&pointer, format!("there is no layer {name}"), Some(hint)))?;
+        let layer = layer(name)
+            .map_err(|hint| at.error(&pointer, format!("there is no layer {name}"), Some(hint)))?;
         let mode = match mode {
             source::Mode::Required => LayerMode::Required,
             source::Mode::BestEffort => LayerMode::BestEffort,
@@ -488,13 +590,21 @@ fn merge(profile: &mut Profile, loaded: &Loaded) -> Result<(), ProfileError> {
 /// The hint: the nearest name, or all.
 pub fn layer(name: &str) -> Result<Layer, String> {
     let names = || Layer::ALL.iter().map(|layer| layer.name());
-    Layer::ALL.into_iter().find(|layer| layer.name() == name).ok_or_else(|| match closest(name, names()) {
-        Some(meant) => format!("did you mean {meant}?"),
-        None => format!("layers are {}", names().collect::<Vec<_>>().join(", ")),
-    })
+    Layer::ALL
+        .into_iter()
+        .find(|layer| layer.name() == name)
+        .ok_or_else(|| match closest(name, names()) {
+            Some(meant) => format!("did you mean {meant}?"),
+            None => format!("layers are {}", names().collect::<Vec<_>>().join(", ")),
+        })
 }
 
-fn merge_mount(profile: &mut Profile, at: &At<'_>, index: usize, m: &source::Mount) -> Result<(), ProfileError> {
+fn merge_mount(
+    profile: &mut Profile,
+    at: &At<'_>,
+    index: usize,
+    m: &source::Mount,
+) -> Result<(), ProfileError> {
     use source::MountType as T;
     let pointer = format!("/mounts/{index}");
     let missing = |field: &str| at.error(&pointer, format!("this mount needs {field:?}"), None);
@@ -509,19 +619,37 @@ fn merge_mount(profile: &mut Profile, at: &At<'_>, index: usize, m: &source::Mou
         })
         .ok_or_else(|| missing("destination"))?;
     if !destination.starts_with('/') && !destination.starts_with("${") {
-        return Err(at.error(&pointer, format!("the destination {destination} is not absolute"), None));
+        return Err(at.error(
+            &pointer,
+            format!("the destination {destination} is not absolute"),
+            None,
+        ));
     }
     if destination.split('/').any(|part| part == "..") {
-        return Err(at.error(&pointer, format!("the destination {destination} holds \"..\""), None));
+        return Err(at.error(
+            &pointer,
+            format!("the destination {destination} holds \"..\""),
+            None,
+        ));
     }
     let mode = |default: u32| match &m.mode {
         None => Ok(default),
         Some(text) => u32::from_str_radix(text, 8)
             .ok()
             .filter(|mode| *mode <= 0o7777)
-            .ok_or_else(|| at.error(&pointer, format!("{text:?} is not an octal mode"), Some("write it as \"1777\"".into()))),
+            .ok_or_else(|| {
+                at.error(
+                    &pointer,
+                    format!("{text:?} is not an octal mode"),
+                    Some("write it as \"1777\"".into()),
+                )
+            }),
     };
-    let size = m.size.as_deref().map(|text| at.size(&format!("{pointer}/size"), text)).transpose()?;
+    let size = m
+        .size
+        .as_deref()
+        .map(|text| at.size(&format!("{pointer}/size"), text))
+        .transpose()?;
     profile.mounts.retain(|other| other.destination != destination);
     let kind = match m.kind {
         T::None => return Ok(()),
@@ -538,10 +666,14 @@ fn merge_mount(profile: &mut Profile, at: &At<'_>, index: usize, m: &source::Mou
             mode: mode(0o1777)?,
             executable: m.executable.unwrap_or(true),
         },
-        T::Proc => MountKind::Proc { pid_only: m.subset == Some(source::Subset::Pid) },
+        T::Proc => MountKind::Proc {
+            pid_only: m.subset == Some(source::Subset::Pid),
+        },
         T::Dev => MountKind::Dev,
         T::Mqueue => MountKind::Mqueue,
-        T::Symlink => MountKind::Symlink { to: m.to.clone().ok_or_else(|| missing("to"))? },
+        T::Symlink => MountKind::Symlink {
+            to: m.to.clone().ok_or_else(|| missing("to"))?,
+        },
         T::File => MountKind::File {
             content: m.content.clone().ok_or_else(|| missing("content"))?,
             mode: mode(0o644)?,
@@ -553,7 +685,11 @@ fn merge_mount(profile: &mut Profile, at: &At<'_>, index: usize, m: &source::Mou
         },
         T::Mask => MountKind::Mask,
     };
-    profile.mounts.push(model::Mount { destination, kind, origin: at.origin(pointer) });
+    profile.mounts.push(model::Mount {
+        destination,
+        kind,
+        origin: at.origin(pointer),
+    });
     Ok(())
 }
 
@@ -579,7 +715,11 @@ fn merge_syscalls(profile: &mut Profile, at: &At<'_>) -> Result<(), ProfileError
                 source::SyscallEntry::Name(name) => SyscallRule {
                     names: vec![name.clone()],
                     args: Vec::new(),
-                    action: if allow { Action::Allow } else { Action::Errno(libc::EPERM as u16) },
+                    action: if allow {
+                        Action::Allow
+                    } else {
+                        Action::Errno(libc::EPERM as u16)
+                    },
                     origin: at.origin(pointer),
                 },
                 source::SyscallEntry::Rule(rule) => {
@@ -596,7 +736,11 @@ fn merge_syscalls(profile: &mut Profile, at: &At<'_>) -> Result<(), ProfileError
                     };
                     SyscallRule {
                         names: rule.names.clone(),
-                        args: rule.args.iter().map(|arg| argument(at, &pointer, arg)).collect::<Result<_, _>>()?,
+                        args: rule
+                            .args
+                            .iter()
+                            .map(|arg| argument(at, &pointer, arg))
+                            .collect::<Result<_, _>>()?,
                         action,
                         origin: at.origin(pointer),
                     }
@@ -607,10 +751,23 @@ fn merge_syscalls(profile: &mut Profile, at: &At<'_>) -> Result<(), ProfileError
     if let Some(path) = &s.import {
         let directory = at.0.directory.clone().unwrap_or_default();
         let path = directory.join(path);
-        let text = std::fs::read_to_string(&path)
-            .map_err(|e| at.error("/syscalls/import", format!("cannot read {}: {e}", path.display()), None))?;
-        let arch = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
-        let context = ImportContext { arch, capabilities: &at.0.source.capabilities, kernel: (6, 0) };
+        let text = std::fs::read_to_string(&path).map_err(|e| {
+            at.error(
+                "/syscalls/import",
+                format!("cannot read {}: {e}", path.display()),
+                None,
+            )
+        })?;
+        let arch = if cfg!(target_arch = "x86_64") {
+            "amd64"
+        } else {
+            "arm64"
+        };
+        let context = ImportContext {
+            arch,
+            capabilities: &at.0.source.capabilities,
+            kernel: (6, 0),
+        };
         let imported = import(&text, &context, &path.display().to_string())
             .map_err(|e| at.error("/syscalls/import", format!("{}: {e}", path.display()), None))?;
         rules.extend(imported.rules);
@@ -636,7 +793,11 @@ fn argument(at: &At<'_>, pointer: &str, arg: &source::Arg) -> Result<ArgTest, Pr
         (source::Op::Gt, None) => ArgOp::Gt,
         (source::Op::Ge, None) => ArgOp::Ge,
     };
-    Ok(ArgTest { index: arg.index, op, value: arg.value })
+    Ok(ArgTest {
+        index: arg.index,
+        op,
+        value: arg.value,
+    })
 }
 
 fn merge_limits(profile: &mut Profile, at: &At<'_>) -> Result<(), ProfileError> {
@@ -659,7 +820,8 @@ fn merge_limits(profile: &mut Profile, at: &At<'_>) -> Result<(), ProfileError> 
             }
         )*};
     }
-    let time = |pointer: &str, text: &str| parse_duration(text).map_err(|message| at.error(pointer, message, None));
+    let time =
+        |pointer: &str, text: &str| parse_duration(text).map_err(|message| at.error(pointer, message, None));
     setting! {
         "wall_time" s.wall_time => limits.wall_time, |t, p| time(&p, t)?;
         "cpu_time" s.cpu_time => limits.cpu_time, |t, p| time(&p, t)?;

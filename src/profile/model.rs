@@ -71,7 +71,10 @@ pub struct Profile {
 
 /// Which namespaces the command gets of its own (namespaces(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[expect(clippy::struct_excessive_bools, reason = "one switch for each kind of namespace")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "one switch for each kind of namespace"
+)]
 pub struct Namespaces {
     /// user_namespaces(7)
     pub user: bool,

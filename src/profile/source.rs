@@ -345,7 +345,9 @@ pub(super) enum Mode {
 }
 
 /// A map whose keys are all different: serde's would keep the last.
-fn unique<'de, D: Deserializer<'de>, V: Deserialize<'de>>(deserializer: D) -> Result<BTreeMap<String, V>, D::Error> {
+fn unique<'de, D: Deserializer<'de>, V: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, V>, D::Error> {
     struct Visitor<V>(std::marker::PhantomData<V>);
     impl<'de, V: Deserialize<'de>> serde::de::Visitor<'de> for Visitor<V> {
         type Value = BTreeMap<String, V>;

@@ -5,7 +5,9 @@ use std::time::Duration;
 /// Splits `1.5GiB` into number and unit.
 fn split(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let number: f64 = text[..end].parse().ok()?;
     Some((number, text[end..].trim()))
 }
@@ -18,7 +20,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     if text == "unlimited" {
         return Ok(u64::MAX);
     }
-    let bad = || format!("{text:?} is not a size; write bytes or a number with B, KiB, MiB, GiB, TiB, KB, MB, GB, TB");
+    let bad = || {
+        format!("{text:?} is not a size; write bytes or a number with B, KiB, MiB, GiB, TiB, KB, MB, GB, TB")
+    };
     let (number, unit) = split(text).ok_or_else(bad)?;
     let factor: f64 = match unit {
         "" | "B" => 1.0,
@@ -36,7 +40,11 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     if bytes >= 9e18 {
         return Err(format!("{text:?} is too large a size"));
     }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative, below 2^63")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "not negative, below 2^63"
+    )]
     Ok(bytes as u64)
 }
 

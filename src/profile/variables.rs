@@ -29,7 +29,11 @@ impl Variables {
             let after = &rest[at + 2..];
             let end = after.find('}').ok_or("a \"${\" is not closed by \"}\"")?;
             let name = &after[..end];
-            let value = self.values.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_os_str());
+            let value = self
+                .values
+                .iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, v)| v.as_os_str());
             out.extend_from_slice(value.ok_or_else(|| self.unknown(name))?.as_bytes());
             rest = &after[end + 1..];
         }
@@ -51,7 +55,9 @@ mod tests {
     use super::*;
 
     fn variables() -> Variables {
-        Variables { values: vec![("CWD", "/w".into()), ("HOME", "/h".into())] }
+        Variables {
+            values: vec![("CWD", "/w".into()), ("HOME", "/h".into())],
+        }
     }
 
     #[test]
@@ -62,7 +68,10 @@ mod tests {
 
     #[test]
     fn an_unknown_variable_is_met_with_the_right_one() {
-        assert_eq!(variables().expand("${HOEM}").unwrap_err(), "there is no variable ${HOEM}; did you mean ${HOME}?");
+        assert_eq!(
+            variables().expand("${HOEM}").unwrap_err(),
+            "there is no variable ${HOEM}; did you mean ${HOME}?"
+        );
         assert!(variables().expand("${CWD").is_err());
     }
 }

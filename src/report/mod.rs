@@ -15,8 +15,13 @@ const MOST_SHOWN: usize = 20;
 pub fn escape(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
-            let hostile = c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
-            let escaped: Vec<char> = if hostile { c.escape_default().collect() } else { vec![c] };
+            let hostile = c.is_control()
+                || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
+            let escaped: Vec<char> = if hostile {
+                c.escape_default().collect()
+            } else {
+                vec![c]
+            };
             escaped
         })
         .collect()
@@ -34,16 +39,26 @@ pub fn of_error(command: &[OsString], profile: &str, error: &Error) -> Report {
     Report {
         schema: SCHEMA.into(),
         command: command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
-        profile: ProfileRef { name: profile.into(), sha256: String::new() },
+        profile: ProfileRef {
+            name: profile.into(),
+            sha256: String::new(),
+        },
         outcome: Outcome {
-            status: if error.kind == ErrorKind::Refused { Status::Refused } else { Status::Error },
+            status: if error.kind == ErrorKind::Refused {
+                Status::Refused
+            } else {
+                Status::Error
+            },
             exit_code: None,
             signal: None,
             limit: None,
             message: Some(error.message.clone()),
             hint: error.hint.clone(),
         },
-        usage: Usage { source: "estimate".into(), ..Usage::default() },
+        usage: Usage {
+            source: "estimate".into(),
+            ..Usage::default()
+        },
         layers: Vec::new(),
         violations: Vec::new(),
         completeness: Vec::new(),
@@ -68,20 +83,31 @@ pub fn summary(report: &Report, verbose: bool) -> String {
         }
     }
     for violation in report.violations.iter().take(MOST_SHOWN) {
-        let Some(syscall) = &violation.syscall else { continue };
-        let object = violation.path.as_ref().map_or(String::new(), |path| format!(" {path}"));
+        let Some(syscall) = &violation.syscall else {
+            continue;
+        };
+        let object = violation
+            .path
+            .as_ref()
+            .map_or(String::new(), |path| format!(" {path}"));
         let rule = violation.rule.as_ref().map_or(String::new(), |rule| {
             let at = rule.line.map_or(String::new(), |n| format!(":{n}"));
             format!(", {}{at} {}", rule.file, rule.pointer)
         });
         let errno = violation.errno.as_deref().unwrap_or("?");
-        line(format!("denied {}x {syscall}{object} with {errno} by {}{rule}", violation.count, violation.layer));
+        line(format!(
+            "denied {}x {syscall}{object} with {errno} by {}{rule}",
+            violation.count, violation.layer
+        ));
         if let Some(hint) = &violation.hint {
             line(format!("  hint: {hint}"));
         }
     }
     if report.violations.len() > MOST_SHOWN {
-        line(format!("and {} more kinds of denial", report.violations.len() - MOST_SHOWN));
+        line(format!(
+            "and {} more kinds of denial",
+            report.violations.len() - MOST_SHOWN
+        ));
     }
     if verbose {
         for layer in &report.layers {
@@ -93,7 +119,10 @@ pub fn summary(report: &Report, verbose: bool) -> String {
             };
             line(format!("{:<12} {state:<11} {}", layer.layer, layer.detail));
             for missing in &layer.missing {
-                line(format!("{:<12} missing     {}: {}", "", missing.what, missing.why));
+                line(format!(
+                    "{:<12} missing     {}: {}",
+                    "", missing.what, missing.why
+                ));
             }
         }
         let usage = &report.usage;

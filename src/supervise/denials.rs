@@ -27,11 +27,12 @@ pub(super) struct Denials {
 /// Which argument of a call is a path.
 fn path_argument(call: &str) -> Option<usize> {
     Some(match call {
-        "open" | "creat" | "mkdir" | "rmdir" | "unlink" | "chdir" | "chroot" | "chmod" | "chown" | "lchown"
-        | "truncate" | "execve" | "mknod" | "rename" | "link" | "symlink" | "stat" | "lstat" | "statfs" | "access"
-        | "swapon" | "swapoff" | "acct" | "pivot_root" | "umount2" | "fsopen" => 0,
-        "mount" | "openat" | "openat2" | "open_tree" | "mkdirat" | "mknodat" | "unlinkat" | "fchmodat" | "fchownat"
-        | "execveat" | "name_to_handle_at" | "fspick" | "mount_setattr" | "statx" | "newfstatat" => 1,
+        "open" | "creat" | "mkdir" | "rmdir" | "unlink" | "chdir" | "chroot" | "chmod" | "chown"
+        | "lchown" | "truncate" | "execve" | "mknod" | "rename" | "link" | "symlink" | "stat" | "lstat"
+        | "statfs" | "access" | "swapon" | "swapoff" | "acct" | "pivot_root" | "umount2" | "fsopen" => 0,
+        "mount" | "openat" | "openat2" | "open_tree" | "mkdirat" | "mknodat" | "unlinkat" | "fchmodat"
+        | "fchownat" | "execveat" | "name_to_handle_at" | "fspick" | "mount_setattr" | "statx"
+        | "newfstatat" => 1,
         _ => return None,
     })
 }
@@ -109,9 +110,20 @@ impl Denials {
     }
 
     pub(super) fn into_report(self) -> (Vec<Violation>, Completeness) {
-        let state = if self.lost == 0 { CompletenessState::Exact } else { CompletenessState::Lossy };
+        let state = if self.lost == 0 {
+            CompletenessState::Exact
+        } else {
+            CompletenessState::Lossy
+        };
         let lost = (self.lost > 0).then_some(self.lost);
-        (self.records, Completeness { source: "seccomp".into(), state, lost })
+        (
+            self.records,
+            Completeness {
+                source: "seccomp".into(),
+                state,
+                lost,
+            },
+        )
     }
 }
 
@@ -150,5 +162,11 @@ fn read_string(pid: i32, address: u64) -> Option<String> {
 /// The last number of `NSpid` (proc_pid_status(5)).
 fn inner_pid(pid: i32) -> Option<i32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse().ok()
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("NSpid:"))?
+        .split_whitespace()
+        .last()?
+        .parse()
+        .ok()
 }

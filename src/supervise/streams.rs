@@ -51,9 +51,15 @@ impl Streams {
             written: 0,
             counting: plan.limits.output_bytes.is_some(),
         };
-        let is_terminal =
-            [std::io::stdin().is_terminal(), std::io::stdout().is_terminal(), std::io::stderr().is_terminal()];
-        for (number, stream) in [&plan.stdio.stdin, &plan.stdio.stdout, &plan.stdio.stderr].into_iter().enumerate() {
+        let is_terminal = [
+            std::io::stdin().is_terminal(),
+            std::io::stdout().is_terminal(),
+            std::io::stderr().is_terminal(),
+        ];
+        for (number, stream) in [&plan.stdio.stdin, &plan.stdio.stdout, &plan.stdio.stderr]
+            .into_iter()
+            .enumerate()
+        {
             let file = crate::launch::open_stream(stream, plan, number)?;
             if *stream == Stream::Inherit && is_terminal[number] {
                 if terminals {
@@ -61,7 +67,9 @@ impl Streams {
                     continue;
                 }
                 let why = "it is a terminal, which a command could take over";
-                return Err(Error::failed(format!("cannot pass descriptor {number} on: {why}")));
+                return Err(Error::failed(format!(
+                    "cannot pass descriptor {number} on: {why}"
+                )));
             }
             if number > 0 && streams.counting {
                 let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
@@ -76,7 +84,11 @@ impl Streams {
             }
         }
         let own_pts = plan.mounts.applied
-            && plan.mounts.entries.iter().any(|e| e.destination == std::path::Path::new("/dev"));
+            && plan
+                .mounts
+                .entries
+                .iter()
+                .any(|e| e.destination == std::path::Path::new("/dev"));
         if streams.terminal.contains(&true) && !own_pts {
             let (master, slave) = crate::launch::host_pty()?;
             streams.master = Some(master);
@@ -105,7 +117,9 @@ impl Streams {
 
     /// Puts the caller's terminal into raw mode and says what is read from now on.
     pub(super) fn start_terminal(&mut self) -> Vec<(u64, RawFd)> {
-        let Some(master) = &self.master else { return Vec::new() };
+        let Some(master) = &self.master else {
+            return Vec::new();
+        };
         let mut sources = vec![(MASTER, master.as_raw_fd())];
         if let Some(number) = self.terminal.iter().position(|t| *t) {
             let from = i32::try_from(number).unwrap_or(0);
@@ -137,7 +151,9 @@ impl Streams {
     }
 
     fn target(&self, number: usize) -> RawFd {
-        self.targets[number].as_ref().map_or_else(|| i32::try_from(number).unwrap_or(1), AsRawFd::as_raw_fd)
+        self.targets[number]
+            .as_ref()
+            .map_or_else(|| i32::try_from(number).unwrap_or(1), AsRawFd::as_raw_fd)
     }
 
     /// Carries what is there. Says whether the limit is exceeded, and which descriptor has come to its end.
@@ -146,11 +162,19 @@ impl Streams {
             STDIN => (0, self.master.as_ref().map(AsRawFd::as_raw_fd), false),
             MASTER => {
                 let number = (1..3).find(|n| self.terminal[*n]).unwrap_or(1);
-                (self.master.as_ref().map_or(-1, AsRawFd::as_raw_fd), Some(self.target(number)), true)
+                (
+                    self.master.as_ref().map_or(-1, AsRawFd::as_raw_fd),
+                    Some(self.target(number)),
+                    true,
+                )
             }
             n => {
                 let n = usize::try_from(n).unwrap_or(1);
-                (self.pumps[n].as_ref().map_or(-1, AsRawFd::as_raw_fd), Some(self.target(n)), true)
+                (
+                    self.pumps[n].as_ref().map_or(-1, AsRawFd::as_raw_fd),
+                    Some(self.target(n)),
+                    true,
+                )
             }
         };
         let Some(to) = to else { return (false, Some(from)) };

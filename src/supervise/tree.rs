@@ -41,17 +41,27 @@ pub(super) fn look(init: i32) -> Look {
             break;
         }
         // A process may end between these reads; what is left of it is then nothing.
-        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        let Some((ticks, threads, pages)) = parse_stat(&stat) else { continue };
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+            continue;
+        };
+        let Some((ticks, threads, pages)) = parse_stat(&stat) else {
+            continue;
+        };
         look.cpu_ns += ticks * TICK_NS;
         if pid != init {
             look.processes += threads;
             look.memory_bytes += pages * 4096;
         }
-        let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+        let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+            continue;
+        };
         for task in tasks.flatten() {
             let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            pending.extend(children.split_whitespace().filter_map(|word| word.parse::<i32>().ok()));
+            pending.extend(
+                children
+                    .split_whitespace()
+                    .filter_map(|word| word.parse::<i32>().ok()),
+            );
         }
     }
     look

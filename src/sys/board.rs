@@ -1,3 +1,7 @@
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "descriptors, pids and ioctl numbers come from the kernel as wider registers"
+)]
 #![expect(unsafe_code, reason = "a page shared between processes")]
 //! The page that the supervisor, init and the command share until exec: it carries the first fault across.
 
@@ -33,14 +37,16 @@ impl Board {
             | u64::from(fault.index) << 32
             | u64::from(fault.errno.unsigned_abs());
         // Failure to exchange means that an earlier fault is already there, which is the one that matters.
-        self.fault.compare_exchange(0, packed, Ordering::SeqCst, Ordering::SeqCst).unwrap_or(0);
+        self.fault
+            .compare_exchange(0, packed, Ordering::SeqCst, Ordering::SeqCst)
+            .unwrap_or(0);
     }
 
     /// The fault, if there was one.
     #[must_use]
     pub(crate) fn fault(&self) -> Option<RawFault> {
         let packed = self.fault.load(Ordering::SeqCst);
-        (packed != 0).then(|| RawFault {
+        (packed != 0).then_some(RawFault {
             stage: (packed >> 48 & 0x7f) as u8,
             index: (packed >> 32 & 0xffff) as u16,
             errno: (packed & 0xffff) as i32,
@@ -93,7 +99,9 @@ impl SharedBoard {
         if page == libc::MAP_FAILED {
             return Err(Errno::last());
         }
-        std::ptr::NonNull::new(page.cast::<Board>()).map(|page| SharedBoard { page }).ok_or(Errno::ENOMEM)
+        std::ptr::NonNull::new(page.cast::<Board>())
+            .map(|page| SharedBoard { page })
+            .ok_or(Errno::ENOMEM)
     }
 }
 
@@ -122,9 +130,17 @@ mod tests {
     fn the_first_fault_stays() {
         let board = SharedBoard::new().unwrap();
         assert_eq!(board.fault(), None);
-        let first = RawFault { stage: 7, index: 300, errno: 13 };
+        let first = RawFault {
+            stage: 7,
+            index: 300,
+            errno: 13,
+        };
         board.set_fault(first);
-        board.set_fault(RawFault { stage: 1, index: 1, errno: 1 });
+        board.set_fault(RawFault {
+            stage: 1,
+            index: 1,
+            errno: 1,
+        });
         assert_eq!(board.fault(), Some(first));
     }
 

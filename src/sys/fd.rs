@@ -1,3 +1,7 @@
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "descriptors, pids and ioctl numbers come from the kernel as wider registers"
+)]
 #![expect(unsafe_code, reason = "raw file descriptor calls")]
 //! File descriptors: allocation-free read, write, open, close, message passing.
 
@@ -60,7 +64,8 @@ pub(crate) fn write_all(fd: RawFd, mut bytes: &[u8]) -> Result<(), Errno> {
 /// Its errno.
 pub(crate) fn openat(dir: RawFd, path: &CStr, flags: i32, mode: u32) -> Result<RawFd, Errno> {
     // SAFETY: `path` is NUL-terminated and lives through the call.
-    check(unsafe { libc::openat(dir, path.as_ptr(), flags | libc::O_CLOEXEC, mode) }.into()).map(|fd| fd as RawFd)
+    check(unsafe { libc::openat(dir, path.as_ptr(), flags | libc::O_CLOEXEC, mode) }.into())
+        .map(|fd| fd as RawFd)
 }
 
 /// openat2(2) (Linux 5.6) with `RESOLVE_*` flags.
@@ -74,10 +79,22 @@ pub(crate) fn openat2(dir: RawFd, path: &CStr, flags: i32, resolve: u64) -> Resu
         mode: u64,
         resolve: u64,
     }
-    let how = OpenHow { flags: u64::from((flags | libc::O_CLOEXEC).unsigned_abs()), mode: 0, resolve };
+    let how = OpenHow {
+        flags: u64::from((flags | libc::O_CLOEXEC).unsigned_abs()),
+        mode: 0,
+        resolve,
+    };
     // SAFETY: `path` is NUL-terminated; `how` is the kernel's struct open_how with its size.
-    check(unsafe { libc::syscall(libc::SYS_openat2, dir, path.as_ptr(), &raw const how, size_of::<OpenHow>()) })
-        .map(|fd| fd as RawFd)
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            dir,
+            path.as_ptr(),
+            &raw const how,
+            size_of::<OpenHow>(),
+        )
+    })
+    .map(|fd| fd as RawFd)
 }
 
 /// What fstat(2) says of an open file.
@@ -104,7 +121,12 @@ pub(crate) fn fstat(fd: RawFd) -> Result<Stat, Errno> {
         check(libc::fstat(fd, stat.as_mut_ptr()).into())?;
         stat.assume_init()
     };
-    Ok(Stat { dev: stat.st_dev, ino: stat.st_ino, mode: stat.st_mode, rdev: stat.st_rdev })
+    Ok(Stat {
+        dev: stat.st_dev,
+        ino: stat.st_ino,
+        mode: stat.st_mode,
+        rdev: stat.st_rdev,
+    })
 }
 
 /// mkdirat(2).
@@ -166,7 +188,10 @@ struct Control([u8; CONTROL]);
 /// The errno of sendmsg(2); EPIPE when the peer is gone (no SIGPIPE is raised).
 pub(crate) fn send(socket: RawFd, bytes: &[u8], fds: &[RawFd]) -> Result<(), Errno> {
     let mut control = Control([0; CONTROL]);
-    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut iov = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
     let fds = &fds[..fds.len().min(MAX_PASSED)];
     let payload = size_of_val(fds) as u32;
     // SAFETY: all-zero is a valid msghdr (null pointers, zero lengths).
@@ -183,12 +208,17 @@ pub(crate) fn send(socket: RawFd, bytes: &[u8], fds: &[RawFd]) -> Result<(), Err
             (*header).cmsg_level = libc::SOL_SOCKET;
             (*header).cmsg_type = libc::SCM_RIGHTS;
             (*header).cmsg_len = libc::CMSG_LEN(payload) as _;
-            std::ptr::copy_nonoverlapping(fds.as_ptr().cast::<u8>(), libc::CMSG_DATA(header), payload as usize);
+            std::ptr::copy_nonoverlapping(
+                fds.as_ptr().cast::<u8>(),
+                libc::CMSG_DATA(header),
+                payload as usize,
+            );
         }
     }
     loop {
         // SAFETY: `message` points at live buffers of the stated lengths.
-        match check(unsafe { libc::sendmsg(socket, &raw const message, libc::MSG_NOSIGNAL) } as libc::c_long) {
+        match check(unsafe { libc::sendmsg(socket, &raw const message, libc::MSG_NOSIGNAL) } as libc::c_long)
+        {
             Err(Errno::EINTR) => {}
             other => return other.map(drop),
         }
@@ -199,9 +229,17 @@ pub(crate) fn send(socket: RawFd, bytes: &[u8], fds: &[RawFd]) -> Result<(), Err
 ///
 /// # Errors
 /// The errno of recvmsg(2); EAGAIN under `MSG_DONTWAIT`.
-pub(crate) fn receive(socket: RawFd, bytes: &mut [u8], fds: &mut [RawFd; MAX_PASSED], flags: i32) -> Result<usize, Errno> {
+pub(crate) fn receive(
+    socket: RawFd,
+    bytes: &mut [u8],
+    fds: &mut [RawFd; MAX_PASSED],
+    flags: i32,
+) -> Result<usize, Errno> {
     let mut control = Control([0; CONTROL]);
-    let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let mut iov = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
     // SAFETY: all-zero is a valid msghdr.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &raw mut iov;
@@ -210,9 +248,10 @@ pub(crate) fn receive(socket: RawFd, bytes: &mut [u8], fds: &mut [RawFd; MAX_PAS
     message.msg_controllen = CONTROL as _;
     *fds = [-1; MAX_PASSED];
     let received = loop {
+        let flags = flags | libc::MSG_CMSG_CLOEXEC;
         // SAFETY: `message` points at live, writable buffers of the stated lengths.
-        match check(unsafe { libc::recvmsg(socket, &raw mut message, flags | libc::MSG_CMSG_CLOEXEC) } as libc::c_long)
-        {
+        let result = unsafe { libc::recvmsg(socket, &raw mut message, flags) };
+        match check(result as libc::c_long) {
             Err(Errno::EINTR) => {}
             other => break other?,
         }
@@ -221,7 +260,10 @@ pub(crate) fn receive(socket: RawFd, bytes: &mut [u8], fds: &mut [RawFd; MAX_PAS
     // no more than MAX_PASSED descriptors are copied out of it.
     unsafe {
         let header = libc::CMSG_FIRSTHDR(&raw const message);
-        if !header.is_null() && (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
+        if !header.is_null()
+            && (*header).cmsg_level == libc::SOL_SOCKET
+            && (*header).cmsg_type == libc::SCM_RIGHTS
+        {
             let length = ((*header).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
             let length = length.min(size_of::<[RawFd; MAX_PASSED]>());
             std::ptr::copy_nonoverlapping(libc::CMSG_DATA(header), fds.as_mut_ptr().cast::<u8>(), length);
@@ -268,7 +310,9 @@ pub(crate) fn copy_window_size(from: RawFd, to: RawFd) -> Result<(), Errno> {
 /// The errno of socket(2) or ioctl(2).
 pub(crate) fn loopback_up() -> Result<(), Errno> {
     // SAFETY: no pointers.
-    let socket = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) }.into())? as RawFd;
+    let socket =
+        check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) }.into())?
+            as RawFd;
     // SAFETY: all-zero is a valid ifreq; the name stays NUL-terminated, and the request reads only name and flags.
     let result = unsafe {
         let mut request: libc::ifreq = std::mem::zeroed();

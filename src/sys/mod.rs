@@ -12,5 +12,9 @@ pub(crate) use nix::errno::Errno;
 
 /// Turns the `-1 and errno` of a system call into a `Result`.
 pub(crate) fn check(result: libc::c_long) -> Result<i64, Errno> {
-    if result < 0 { Err(Errno::last()) } else { Ok(result) }
+    if result < 0 {
+        Err(Errno::last())
+    } else {
+        Ok(result)
+    }
 }

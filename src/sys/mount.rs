@@ -1,4 +1,11 @@
-#![expect(unsafe_code, reason = "the mount API has no safe wrapper that does not allocate")]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "descriptors, pids and ioctl numbers come from the kernel as wider registers"
+)]
+#![expect(
+    unsafe_code,
+    reason = "the mount API has no safe wrapper that does not allocate"
+)]
 //! The mount API by file descriptors (Linux 5.2, mount_setattr(2) 5.12): see the man pages of the same names.
 
 use std::ffi::CStr;
@@ -40,16 +47,18 @@ struct MountAttr {
 /// The errno of mount(2).
 pub(crate) fn make_private() -> Result<(), Errno> {
     // SAFETY: the path is a literal with NUL; the other pointers may be null for a change of propagation.
-    check(unsafe {
-        libc::mount(
-            std::ptr::null(),
-            c"/".as_ptr(),
-            std::ptr::null(),
-            libc::MS_REC | libc::MS_PRIVATE,
-            std::ptr::null(),
-        )
-    }
-    .into())
+    check(
+        unsafe {
+            libc::mount(
+                std::ptr::null(),
+                c"/".as_ptr(),
+                std::ptr::null(),
+                libc::MS_REC | libc::MS_PRIVATE,
+                std::ptr::null(),
+            )
+        }
+        .into(),
+    )
     .map(drop)
 }
 
@@ -123,7 +132,11 @@ pub(crate) fn attach(mount: RawFd, target: RawFd) -> Result<(), Errno> {
 ///
 /// # Errors
 /// The errno of the call that failed.
-pub(crate) fn new_filesystem(kind: &CStr, options: &[(&CStr, &CStr)], attributes: u64) -> Result<RawFd, Errno> {
+pub(crate) fn new_filesystem(
+    kind: &CStr,
+    options: &[(&CStr, &CStr)],
+    attributes: u64,
+) -> Result<RawFd, Errno> {
     // SAFETY: `kind` is NUL-terminated.
     let context = check(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })? as RawFd;
     let result = configure(context, options).and_then(|()| {

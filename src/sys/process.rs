@@ -1,3 +1,7 @@
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "descriptors, pids and ioctl numbers come from the kernel as wider registers"
+)]
 #![expect(unsafe_code, reason = "clone, exec, wait and signals without allocation")]
 //! Processes: clone3(2), a vfork that shares descriptors, exec, wait, signals, rlimits.
 
@@ -45,7 +49,13 @@ pub(crate) struct Child {
 pub(crate) fn fork(namespaces: u64, into_cgroup: Option<RawFd>) -> Result<Option<Child>, Errno> {
     let mut pidfd: RawFd = -1;
     let args = CloneArgs {
-        flags: namespaces | CLONE_PIDFD | if into_cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 },
+        flags: namespaces
+            | CLONE_PIDFD
+            | if into_cgroup.is_some() {
+                CLONE_INTO_CGROUP
+            } else {
+                0
+            },
         pidfd: (&raw mut pidfd) as u64,
         exit_signal: libc::SIGCHLD as u64,
         cgroup: into_cgroup.map_or(0, |fd| u64::from(fd.unsigned_abs())),
@@ -53,7 +63,8 @@ pub(crate) fn fork(namespaces: u64, into_cgroup: Option<RawFd>) -> Result<Option
     };
     // SAFETY: no CLONE_VM, so the child has its own copy of memory and may return from here; `args` is the
     // kernel's struct with its size, and `pidfd` outlives the call.
-    let mut result = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) });
+    let mut result =
+        check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) });
     if result == Err(Errno::ENOSYS) && into_cgroup.is_none() && namespaces & CLONE_NEWTIME == 0 {
         let flags = namespaces | CLONE_PIDFD | libc::SIGCHLD as u64;
         // SAFETY: as above; a null stack means the parent's copy; the third argument receives the pidfd.
@@ -61,8 +72,14 @@ pub(crate) fn fork(namespaces: u64, into_cgroup: Option<RawFd>) -> Result<Option
     }
     match result? {
         0 => Ok(None),
-        // SAFETY: the kernel just made this descriptor for us.
-        pid => Ok(Some(Child { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })),
+        pid => {
+            // SAFETY: the kernel just made this descriptor for us.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Some(Child {
+                pid: pid as i32,
+                pidfd,
+            }))
+        }
     }
 }
 
@@ -96,7 +113,11 @@ impl Stack {
                 0,
             )
         };
-        if base == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(Stack { base }) }
+        if base == libc::MAP_FAILED {
+            Err(Errno::last())
+        } else {
+            Ok(Stack { base })
+        }
     }
 }
 
@@ -134,7 +155,15 @@ pub(crate) fn spawn_sharing(stack: &Stack, copy_memory: bool, body: &mut dyn FnM
     // SAFETY: the stack is ours, large enough for the launch steps and used by nobody else; `entry` outlives the
     // child's use of it because CLONE_VFORK suspends us until exec or exit.
     check(
-        unsafe { libc::clone(enter, stack.base.byte_add(Stack::SIZE), flags, (&raw mut entry).cast()) }.into(),
+        unsafe {
+            libc::clone(
+                enter,
+                stack.base.byte_add(Stack::SIZE),
+                flags,
+                (&raw mut entry).cast(),
+            )
+        }
+        .into(),
     )
     .map(|pid| pid as i32)
 }
@@ -155,8 +184,15 @@ impl CStringArray {
     /// Takes the strings over.
     #[must_use]
     pub(crate) fn new(strings: Vec<std::ffi::CString>) -> CStringArray {
-        let pointers = strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
-        CStringArray { _strings: strings, pointers }
+        let pointers = strings
+            .iter()
+            .map(|s| s.as_ptr())
+            .chain([std::ptr::null()])
+            .collect();
+        CStringArray {
+            _strings: strings,
+            pointers,
+        }
     }
 }
 
@@ -166,7 +202,13 @@ impl CStringArray {
 pub(crate) fn execve(path: &std::ffi::CStr, argv: &CStringArray, envp: &CStringArray, cookie: u64) -> Errno {
     // SAFETY: `path` is NUL-terminated; both arrays are NULL-terminated arrays of such strings.
     unsafe {
-        libc::syscall(libc::SYS_execve, path.as_ptr(), argv.pointers.as_ptr(), envp.pointers.as_ptr(), cookie)
+        libc::syscall(
+            libc::SYS_execve,
+            path.as_ptr(),
+            argv.pointers.as_ptr(),
+            envp.pointers.as_ptr(),
+            cookie,
+        )
     };
     Errno::last()
 }
@@ -202,8 +244,9 @@ pub(crate) fn wait(pid: i32, options: i32) -> Result<Option<(i32, i32, Rusage)>,
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     loop {
         // SAFETY: both out-pointers are live; all-zero is a valid rusage.
-        let result =
-            check(unsafe { libc::wait4(pid, &raw mut status, options | libc::__WALL, usage.as_mut_ptr()) }.into());
+        let result = check(
+            unsafe { libc::wait4(pid, &raw mut status, options | libc::__WALL, usage.as_mut_ptr()) }.into(),
+        );
         match result {
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
@@ -259,7 +302,8 @@ pub(crate) fn child_signal_fd() -> Result<RawFd, Errno> {
         libc::sigemptyset(&raw mut set);
         libc::sigaddset(&raw mut set, libc::SIGCHLD);
         check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()).into())?;
-        check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK).into()).map(|fd| fd as RawFd)
+        check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK).into())
+            .map(|fd| fd as RawFd)
     }
 }
 
@@ -269,8 +313,16 @@ pub(crate) fn child_signal_fd() -> Result<RawFd, Errno> {
 /// The errno of poll(2).
 pub(crate) fn poll_two(first: RawFd, second: RawFd) -> Result<(bool, bool), Errno> {
     let mut fds = [
-        libc::pollfd { fd: first, events: libc::POLLIN, revents: 0 },
-        libc::pollfd { fd: second, events: libc::POLLIN, revents: 0 },
+        libc::pollfd {
+            fd: first,
+            events: libc::POLLIN,
+            revents: 0,
+        },
+        libc::pollfd {
+            fd: second,
+            events: libc::POLLIN,
+            revents: 0,
+        },
     ];
     loop {
         // SAFETY: pointer and count are of one live array.
@@ -298,7 +350,13 @@ pub(crate) fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
 pub(crate) fn pidfd_kill(pidfd: RawFd, signal: i32) -> Result<(), Errno> {
     // SAFETY: a null siginfo is what kill(2) would send.
     check(unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, std::ptr::null::<libc::siginfo_t>(), 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd,
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
     })
     .map(drop)
 }
@@ -341,7 +399,10 @@ pub(crate) fn unshare(flags: i32) -> Result<(), Errno> {
 /// # Errors
 /// Its errno; EPERM above the hard limit.
 pub(crate) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
-    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    let limit = libc::rlimit {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
     // SAFETY: `limit` lives through the call.
     check(unsafe { libc::setrlimit(resource as _, &raw const limit) }.into()).map(drop)
 }
@@ -349,7 +410,10 @@ pub(crate) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<(), Errn
 /// Nanoseconds on the clock that does not jump.
 #[must_use]
 pub(crate) fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `now` lives through the call; CLOCK_MONOTONIC always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()

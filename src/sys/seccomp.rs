@@ -1,3 +1,7 @@
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "descriptors, pids and ioctl numbers come from the kernel as wider registers"
+)]
 #![expect(unsafe_code, reason = "seccomp(2) and its notification ioctls")]
 //! seccomp(2): installing a filter, and answering its notifications (seccomp_unotify(2)).
 
@@ -11,10 +15,20 @@ use super::{Errno, check};
 /// Its errno; EBUSY when there already is a listener, EINVAL for an unknown flag.
 pub(crate) fn install(program: &[libc::sock_filter], flags: u64) -> Result<RawFd, Errno> {
     let length = u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?;
-    let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
+    let program = libc::sock_fprog {
+        len: length,
+        filter: program.as_ptr().cast_mut(),
+    };
     // SAFETY: `program` points at `length` live instructions, which the kernel only reads.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
-        .map(|fd| fd as RawFd)
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    })
+    .map(|fd| fd as RawFd)
 }
 
 /// One system call that waits for an answer. All of it was written by the kernel; what the arguments point at was
@@ -72,7 +86,12 @@ pub(crate) fn receive(listener: RawFd) -> Result<Notification, Errno> {
 /// # Errors
 /// ENOENT when the process was killed or interrupted meanwhile.
 pub(crate) fn respond_errno(listener: RawFd, id: u64, errno: i32) -> Result<(), Errno> {
-    let response = Response { id, val: 0, error: -errno, flags: 0 };
+    let response = Response {
+        id,
+        val: 0,
+        error: -errno,
+        flags: 0,
+    };
     // SAFETY: the request's size is that of the struct it reads.
     check(unsafe { libc::ioctl(listener, SEND as _, &raw const response) }.into()).map(drop)
 }
@@ -98,12 +117,17 @@ pub(crate) fn set_sync_wake_up(listener: RawFd) -> Result<(), Errno> {
 /// # Errors
 /// Its errno.
 pub(crate) fn read_memory(pid: i32, address: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
-    let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let local = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
     let remote = libc::iovec {
         iov_base: std::ptr::with_exposed_provenance_mut(usize::try_from(address).unwrap_or(0)),
         iov_len: buffer.len(),
     };
     // SAFETY: `local` is one live, writable slice; the remote address is checked by the kernel.
-    check(unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) } as libc::c_long)
-        .map(|n| usize::try_from(n).unwrap_or(0))
+    check(
+        unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) } as libc::c_long,
+    )
+    .map(|n| usize::try_from(n).unwrap_or(0))
 }

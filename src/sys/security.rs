@@ -1,3 +1,7 @@
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "descriptors, pids and ioctl numbers come from the kernel as wider registers"
+)]
 #![expect(unsafe_code, reason = "credentials, prctl and Landlock calls")]
 //! Credentials, capabilities, prctl(2) and Landlock as single calls.
 
@@ -90,7 +94,12 @@ pub(crate) fn clear_ambient() -> Result<(), Errno> {
 /// # Errors
 /// Its errno; EPERM when it is not permitted and inheritable.
 pub(crate) fn raise_ambient(capability: u32) -> Result<(), Errno> {
-    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, u64::from(capability)).map(drop)
+    prctl(
+        libc::PR_CAP_AMBIENT,
+        libc::PR_CAP_AMBIENT_RAISE as u64,
+        u64::from(capability),
+    )
+    .map(drop)
 }
 
 #[repr(C)]
@@ -114,7 +123,10 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// # Errors
 /// Its errno.
 pub(crate) fn set_capabilities(mask: u64, inheritable: u64) -> Result<(), Errno> {
-    let header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let header = CapHeader {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
     let half = |shift: u32| CapData {
         effective: (mask >> shift) as u32,
         permitted: (mask >> shift) as u32,
@@ -130,12 +142,18 @@ pub(crate) fn set_capabilities(mask: u64, inheritable: u64) -> Result<(), Errno>
 /// # Errors
 /// Its errno.
 pub(crate) fn capabilities() -> Result<(u64, u64), Errno> {
-    let header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let header = CapHeader {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
     let mut data = [CapData::default(); 2];
     // SAFETY: version 3 reads a header and fills two data structs, all live.
     check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) })?;
     let join = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
-    Ok((join(data[0].effective, data[1].effective), join(data[0].permitted, data[1].permitted)))
+    Ok((
+        join(data[0].effective, data[1].effective),
+        join(data[0].permitted, data[1].permitted),
+    ))
 }
 
 /// setresgid(2) with all three ids. The raw call: glibc's would signal other threads, which a copy has not.
@@ -173,7 +191,14 @@ pub(crate) fn new_session_keyring() -> Result<(), Errno> {
     const JOIN_SESSION_KEYRING: u64 = 1;
     // SAFETY: a null name asks for an anonymous keyring.
     check(unsafe {
-        libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>(), 0, 0, 0)
+        libc::syscall(
+            libc::SYS_keyctl,
+            JOIN_SESSION_KEYRING,
+            std::ptr::null::<libc::c_char>(),
+            0,
+            0,
+            0,
+        )
     })
     .map(drop)
 }
@@ -186,7 +211,12 @@ pub(crate) fn landlock_abi() -> Result<u32, Errno> {
     const VERSION: u32 = 1;
     // SAFETY: this form takes a null attribute of size 0.
     check(unsafe {
-        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0usize, VERSION)
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<libc::c_void>(),
+            0usize,
+            VERSION,
+        )
     })
     .map(|abi| u32::try_from(abi).unwrap_or(0))
 }
@@ -202,9 +232,21 @@ pub(crate) fn landlock_allow(ruleset: RawFd, access: u64, path: RawFd) -> Result
         allowed_access: u64,
         parent_fd: i32,
     }
-    let attr = Attr { allowed_access: access, parent_fd: path };
+    let attr = Attr {
+        allowed_access: access,
+        parent_fd: path,
+    };
     // SAFETY: `attr` is the kernel's packed struct landlock_path_beneath_attr.
-    check(unsafe { libc::syscall(libc::SYS_landlock_add_rule, ruleset, PATH_BENEATH, &raw const attr, 0u32) }).map(drop)
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_landlock_add_rule,
+            ruleset,
+            PATH_BENEATH,
+            &raw const attr,
+            0u32,
+        )
+    })
+    .map(drop)
 }
 
 /// landlock_restrict_self(2).

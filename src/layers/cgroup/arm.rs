@@ -24,9 +24,17 @@ pub enum CgroupError {
     /// A directory could not be made.
     Make { path: PathBuf, why: String },
     /// A value was not taken.
-    Write { path: PathBuf, value: String, why: String },
+    Write {
+        path: PathBuf,
+        value: String,
+        why: String,
+    },
     /// Another value is in force than was written.
-    ReadBack { path: PathBuf, wanted: String, got: String },
+    ReadBack {
+        path: PathBuf,
+        wanted: String,
+        got: String,
+    },
     /// Processes are left after the deadline.
     Kill { path: PathBuf, left: usize },
     /// A directory could not be removed.
@@ -42,12 +50,22 @@ impl fmt::Display for CgroupError {
                 write!(f, "cannot write {value:?} to {}: {why}", path.display())
             }
             CgroupError::ReadBack { path, wanted, got } => {
-                write!(f, "{} holds {got:?} after {wanted:?} was written to it", path.display())
+                write!(
+                    f,
+                    "{} holds {got:?} after {wanted:?} was written to it",
+                    path.display()
+                )
             }
             CgroupError::Kill { path, left } => {
-                write!(f, "{left} processes of {} did not end within a second of SIGKILL", path.display())
+                write!(
+                    f,
+                    "{left} processes of {} did not end within a second of SIGKILL",
+                    path.display()
+                )
             }
-            CgroupError::Remove { path, why } => write!(f, "cannot remove the cgroup {}: {why}", path.display()),
+            CgroupError::Remove { path, why } => {
+                write!(f, "cannot remove the cgroup {}: {why}", path.display())
+            }
         }
     }
 }
@@ -119,7 +137,9 @@ impl Group {
 
     /// A number of a `key value` file.
     fn keyed(&self, file: &str, key: &str) -> Option<u64> {
-        self.read(file)?.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
+        self.read(file)?
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
     }
 }
 
@@ -136,19 +156,28 @@ pub struct ArmedCgroup {
 }
 
 fn open(path: &Path, write: bool) -> std::io::Result<File> {
-    OpenOptions::new().read(!write).write(write).custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW).open(path)
+    OpenOptions::new()
+        .read(!write)
+        .write(write)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
+        .open(path)
 }
 
 fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
-    open(path, true).and_then(|mut file| file.write_all(value.as_bytes())).map_err(|error| CgroupError::Write {
-        path: path.to_owned(),
-        value: value.to_owned(),
-        why: describe(&error),
-    })
+    open(path, true)
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(|error| CgroupError::Write {
+            path: path.to_owned(),
+            value: value.to_owned(),
+            why: describe(&error),
+        })
 }
 
 fn describe(error: &std::io::Error) -> String {
-    error.raw_os_error().map_or_else(|| error.to_string(), |code| Errno::from_raw(code).desc().to_owned())
+    error.raw_os_error().map_or_else(
+        || error.to_string(),
+        |code| Errno::from_raw(code).desc().to_owned(),
+    )
 }
 
 const PAGE: u64 = 4096;
@@ -159,7 +188,12 @@ fn in_force(wanted: &str, got: &str) -> bool {
         // Memory is counted in pages.
         (Ok(wanted), Ok(exact)) => wanted == exact || wanted / PAGE == exact / PAGE && exact <= wanted,
         // Lists such as cpusets come back in normal form, device lines among others.
-        _ => got == wanted || wanted.split_whitespace().all(|word| got.split([' ', '\n']).any(|g| g == word)),
+        _ => {
+            got == wanted
+                || wanted
+                    .split_whitespace()
+                    .all(|word| got.split([' ', '\n']).any(|g| g == word))
+        }
     }
 }
 
@@ -169,11 +203,18 @@ fn setting(directory: &Path, file: &str, value: &str) -> Result<(), CgroupError>
     let mut got = String::new();
     open(&path, false)
         .and_then(|mut f| f.read_to_string(&mut got))
-        .map_err(|error| CgroupError::Read { path: path.clone(), why: describe(&error) })?;
+        .map_err(|error| CgroupError::Read {
+            path: path.clone(),
+            why: describe(&error),
+        })?;
     if in_force(value, &got) {
         return Ok(());
     }
-    Err(CgroupError::ReadBack { path, wanted: value.to_owned(), got: got.trim().to_owned() })
+    Err(CgroupError::ReadBack {
+        path,
+        wanted: value.to_owned(),
+        got: got.trim().to_owned(),
+    })
 }
 
 const PREFIX: &str = "sandbox-";
@@ -181,10 +222,15 @@ static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 /// Groups that a killed supervisor left: ours by name, its pid gone, empty (rmdir fails on others).
 fn sweep(parent: &Path) {
-    let Ok(entries) = std::fs::read_dir(parent) else { return };
+    let Ok(entries) = std::fs::read_dir(parent) else {
+        return;
+    };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let pid = name.to_str().and_then(|n| n.strip_prefix(PREFIX)).and_then(|n| n.split('-').next()?.parse().ok());
+        let pid = name
+            .to_str()
+            .and_then(|n| n.strip_prefix(PREFIX))
+            .and_then(|n| n.split('-').next()?.parse().ok());
         if let Some(pid) = pid
             && process::kill(pid, 0) == Err(Errno::ESRCH)
         {
@@ -199,18 +245,29 @@ fn make(plan: &GroupPlan) -> Result<PathBuf, CgroupError> {
     if !plan.enable.is_empty() {
         let control = plan.parent.join("cgroup.subtree_control");
         let enabled = std::fs::read_to_string(&control).unwrap_or_default();
-        for name in plan.enable.iter().filter(|name| !enabled.split_whitespace().any(|e| e == **name)) {
+        for name in plan
+            .enable
+            .iter()
+            .filter(|name| !enabled.split_whitespace().any(|e| e == **name))
+        {
             write(&control, &format!("+{name}"))?;
         }
     }
     loop {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let path = plan.parent.join(format!("{PREFIX}{}-{number}", std::process::id()));
+        let path = plan
+            .parent
+            .join(format!("{PREFIX}{}-{number}", std::process::id()));
         match std::fs::create_dir(&path) {
             Ok(()) => return Ok(path),
             // Never a group that somebody else made: its limits and counters would be another's.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && number < 100_000 => {}
-            Err(error) => return Err(CgroupError::Make { path, why: describe(&error) }),
+            Err(error) => {
+                return Err(CgroupError::Make {
+                    path,
+                    why: describe(&error),
+                });
+            }
         }
     }
 }
@@ -247,7 +304,10 @@ impl ArmedCgroup {
     fn open_group(&mut self, path: &Path, group: &GroupPlan) -> Result<(), CgroupError> {
         let read = |file: &str, writing: bool| {
             let path = path.join(file);
-            open(&path, writing).map_err(|error| CgroupError::Read { path, why: describe(&error) })
+            open(&path, writing).map_err(|error| CgroupError::Read {
+                path,
+                why: describe(&error),
+            })
         };
         match group.version {
             Version::V1 => {
@@ -264,19 +324,23 @@ impl ArmedCgroup {
                     .read(true)
                     .custom_flags(libc::O_CLOEXEC | libc::O_DIRECTORY | libc::O_NOFOLLOW)
                     .open(path);
-                let directory =
-                    directory.map_err(|e| CgroupError::Read { path: path.to_owned(), why: describe(&e) })?;
+                let directory = directory.map_err(|e| CgroupError::Read {
+                    path: path.to_owned(),
+                    why: describe(&e),
+                })?;
                 self.clone_into = Some(directory.into());
                 if self.cpu.is_none() {
                     self.cpu = Some((read("cpu.stat", false)?, Version::V2));
                 }
                 if group.controllers.contains(&Controller::Memory) {
-                    self.events.push((read("memory.events", false)?.into(), EventKind::Memory, true));
+                    self.events
+                        .push((read("memory.events", false)?.into(), EventKind::Memory, true));
                 }
             }
         }
         if group.controllers.contains(&Controller::Pids) {
-            self.events.push((read("pids.events", false)?.into(), EventKind::Processes, true));
+            self.events
+                .push((read("pids.events", false)?.into(), EventKind::Processes, true));
         }
         Ok(())
     }
@@ -284,9 +348,15 @@ impl ArmedCgroup {
     /// v1: an eventfd that the kernel writes to when memory runs out (cgroup-v1/memory.rst).
     fn watch_oom(&mut self, path: &Path) -> Result<(), CgroupError> {
         let control = path.join("memory.oom_control");
-        let file = open(&control, false).map_err(|e| CgroupError::Read { path: control, why: describe(&e) })?;
+        let file = open(&control, false).map_err(|e| CgroupError::Read {
+            path: control,
+            why: describe(&e),
+        })?;
         let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|e| CgroupError::Read { path: path.to_owned(), why: e.desc().to_owned() })?;
+            .map_err(|e| CgroupError::Read {
+                path: path.to_owned(),
+                why: e.desc().to_owned(),
+            })?;
         let registration = format!("{} {}", event.as_raw_fd(), file.as_raw_fd());
         write(&path.join("cgroup.event_control"), &registration)?;
         self.events.push((event.into(), EventKind::Memory, false));
@@ -308,7 +378,9 @@ impl ArmedCgroup {
 
     /// Descriptors for epoll: with `true` for `EPOLLPRI`, else `EPOLLIN`.
     pub fn event_fds(&self) -> impl Iterator<Item = (RawFd, EventKind, bool)> {
-        self.events.iter().map(|(fd, kind, priority)| (fd.as_raw_fd(), *kind, *priority))
+        self.events
+            .iter()
+            .map(|(fd, kind, priority)| (fd.as_raw_fd(), *kind, *priority))
     }
 
     /// Makes an event source quiet until the next event.
@@ -330,7 +402,9 @@ impl ArmedCgroup {
         match version {
             Version::V1 => text.trim().parse().ok(),
             Version::V2 => {
-                let us: u64 = text.lines().find_map(|l| l.strip_prefix("usage_usec ")?.trim().parse().ok())?;
+                let us: u64 = text
+                    .lines()
+                    .find_map(|l| l.strip_prefix("usage_usec ")?.trim().parse().ok())?;
                 Some(us * 1000)
             }
         }
@@ -339,7 +413,10 @@ impl ArmedCgroup {
     /// All figures.
     #[must_use]
     pub fn usage(&self) -> CgroupUsage {
-        let mut usage = CgroupUsage { cpu_ns: self.cpu_ns(), ..CgroupUsage::default() };
+        let mut usage = CgroupUsage {
+            cpu_ns: self.cpu_ns(),
+            ..CgroupUsage::default()
+        };
         for group in &self.groups {
             match group.version {
                 Version::V1 => {
@@ -380,7 +457,11 @@ impl ArmedCgroup {
             let at_once = group.version == Version::V2 && write(&group.path.join("cgroup.kill"), "1").is_ok();
             loop {
                 let members = group.read("cgroup.procs").unwrap_or_default();
-                let pids: Vec<i32> = members.lines().filter_map(|line| line.parse().ok()).filter(|p| *p > 0).collect();
+                let pids: Vec<i32> = members
+                    .lines()
+                    .filter_map(|line| line.parse().ok())
+                    .filter(|p| *p > 0)
+                    .collect();
                 if pids.is_empty() {
                     break;
                 }
@@ -391,7 +472,10 @@ impl ArmedCgroup {
                     }
                 }
                 if Instant::now() > deadline {
-                    return Err(CgroupError::Kill { path: group.path.clone(), left: pids.len() });
+                    return Err(CgroupError::Kill {
+                        path: group.path.clone(),
+                        left: pids.len(),
+                    });
                 }
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -419,7 +503,10 @@ impl ArmedCgroup {
                         std::thread::sleep(Duration::from_micros(200));
                     }
                     Err(error) => {
-                        result = result.and(Err(CgroupError::Remove { path: group.path, why: describe(&error) }));
+                        result = result.and(Err(CgroupError::Remove {
+                            path: group.path,
+                            why: describe(&error),
+                        }));
                         break;
                     }
                 }

@@ -51,7 +51,11 @@ impl Controller {
     }
 
     fn v1_name(self) -> &'static str {
-        if self == Controller::Io { "blkio" } else { self.name() }
+        if self == Controller::Io {
+            "blkio"
+        } else {
+            self.name()
+        }
     }
 }
 
@@ -106,7 +110,10 @@ impl CgroupFacts {
     /// When these cannot be read.
     pub fn probe() -> Result<CgroupFacts, CgroupError> {
         let read = |path: &str| {
-            std::fs::read(path).map_err(|source| CgroupError::Read { path: path.into(), why: source.to_string() })
+            std::fs::read(path).map_err(|source| CgroupError::Read {
+                path: path.into(),
+                why: source.to_string(),
+            })
         };
         let hierarchies = parse_mountinfo(&read("/proc/self/mountinfo")?);
         let own = parse_own(&String::from_utf8_lossy(&read("/proc/self/cgroup")?));
@@ -121,14 +128,21 @@ impl CgroupFacts {
             facts.swap_accounting = match place.version {
                 Version::V1 => place.parent.join("memory.memsw.usage_in_bytes").exists(),
                 // The file is in every group but the root.
-                Version::V2 => place.parent.join("memory.swap.max").exists() || Path::new("/proc/swaps").exists(),
+                Version::V2 => {
+                    place.parent.join("memory.swap.max").exists() || Path::new("/proc/swaps").exists()
+                }
             };
         }
         facts.swap_present =
             std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().nth(1).is_some());
-        if let Some(Ok(Place { version: Version::V1, parent })) = facts.controllers.get(&Controller::Cpuset) {
-            facts.cpuset_mems =
-                std::fs::read_to_string(parent.join("cpuset.mems")).ok().map(|text| text.trim().to_owned());
+        if let Some(Ok(Place {
+            version: Version::V1,
+            parent,
+        })) = facts.controllers.get(&Controller::Cpuset)
+        {
+            facts.cpuset_mems = std::fs::read_to_string(parent.join("cpuset.mems"))
+                .ok()
+                .map(|text| text.trim().to_owned());
         }
         if facts.controllers.contains_key(&Controller::Io) {
             facts.disks = disks();
@@ -138,15 +152,27 @@ impl CgroupFacts {
 }
 
 fn may_make(directory: &Path) -> Result<(), String> {
-    nix::unistd::access(directory, AccessFlags::W_OK | AccessFlags::X_OK)
-        .map_err(|errno| format!("no group can be made in {}: {}", directory.display(), errno.desc()))
+    nix::unistd::access(directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|errno| {
+        format!(
+            "no group can be made in {}: {}",
+            directory.display(),
+            errno.desc()
+        )
+    })
 }
 
 fn own_directory(hierarchy: &Hierarchy, own: &Path) -> PathBuf {
     // In a cgroup namespace or a container the mount may show a subtree only.
-    let below = own.strip_prefix(&hierarchy.root).or_else(|_| own.strip_prefix("/")).unwrap_or(Path::new(""));
+    let below = own
+        .strip_prefix(&hierarchy.root)
+        .or_else(|_| own.strip_prefix("/"))
+        .unwrap_or(Path::new(""));
     let directory = hierarchy.mount_point.join(below);
-    if directory.is_dir() { directory } else { hierarchy.mount_point.clone() }
+    if directory.is_dir() {
+        directory
+    } else {
+        hierarchy.mount_point.clone()
+    }
 }
 
 fn v1(hierarchy: &Hierarchy, own: &[(Vec<String>, PathBuf)], facts: &mut CgroupFacts) {
@@ -154,15 +180,23 @@ fn v1(hierarchy: &Hierarchy, own: &[(Vec<String>, PathBuf)], facts: &mut CgroupF
         if !hierarchy.controllers.iter().any(|c| c == controller.v1_name()) {
             continue;
         }
-        let group = own.iter().find(|(c, _)| c.iter().any(|c| c == controller.v1_name()));
+        let group = own
+            .iter()
+            .find(|(c, _)| c.iter().any(|c| c == controller.v1_name()));
         let parent = own_directory(hierarchy, group.map_or(Path::new("/"), |(_, path)| path));
-        let place = may_make(&parent).map(|()| Place { version: Version::V1, parent });
+        let place = may_make(&parent).map(|()| Place {
+            version: Version::V1,
+            parent,
+        });
         facts.controllers.insert(controller, place);
     }
 }
 
 fn v2(hierarchy: &Hierarchy, own: &[(Vec<String>, PathBuf)], facts: &mut CgroupFacts) {
-    let group = own.iter().find(|(c, _)| c.is_empty()).map_or(Path::new("/"), |(_, path)| path);
+    let group = own
+        .iter()
+        .find(|(c, _)| c.is_empty())
+        .map_or(Path::new("/"), |(_, path)| path);
     let mine = own_directory(hierarchy, group);
     let list = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
     // A group with processes of its own cannot give controllers to children (the root can): then the groups are
@@ -203,9 +237,13 @@ fn v2(hierarchy: &Hierarchy, own: &[(Vec<String>, PathBuf)], facts: &mut CgroupF
             });
             match writable {
                 Ok(()) => {
-                    facts
-                        .controllers
-                        .insert(controller, Ok(Place { version: Version::V2, parent: parent.clone() }));
+                    facts.controllers.insert(
+                        controller,
+                        Ok(Place {
+                            version: Version::V2,
+                            parent: parent.clone(),
+                        }),
+                    );
                     why = None;
                     break;
                 }
@@ -219,13 +257,17 @@ fn v2(hierarchy: &Hierarchy, own: &[(Vec<String>, PathBuf)], facts: &mut CgroupF
 }
 
 fn disks() -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir("/sys/block") else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/sys/block") else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter(|entry| {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            !["loop", "ram", "zram"].iter().any(|prefix| name.starts_with(prefix))
+            !["loop", "ram", "zram"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
         })
         .filter_map(|entry| std::fs::read_to_string(entry.path().join("dev")).ok())
         .map(|text| text.trim().to_owned())
@@ -238,7 +280,11 @@ fn parse_own(text: &str) -> Vec<(Vec<String>, PathBuf)> {
         .filter_map(|line| {
             let mut parts = line.splitn(3, ':');
             let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
-            let controllers = controllers.split(',').filter(|c| !c.is_empty()).map(str::to_owned).collect();
+            let controllers = controllers
+                .split(',')
+                .filter(|c| !c.is_empty())
+                .map(str::to_owned)
+                .collect();
             Some((controllers, PathBuf::from(path)))
         })
         .collect()
@@ -272,7 +318,9 @@ fn unescape(bytes: &[u8]) -> PathBuf {
     while let [first, tail @ ..] = rest {
         if *first == b'\\'
             && let Some(digits) = tail.get(..3)
-            && let Some(value) = std::str::from_utf8(digits).ok().and_then(|d| u8::from_str_radix(d, 8).ok())
+            && let Some(value) = std::str::from_utf8(digits)
+                .ok()
+                .and_then(|d| u8::from_str_radix(d, 8).ok())
         {
             out.push(value);
             rest = &tail[3..];

@@ -78,21 +78,27 @@ fn take(tree: &super::arm::Tree, index: u16) -> Result<RawFd, Fault> {
 fn new_root(armed: &ArmedMounts, trees: &[RawFd]) -> Result<RawFd, Fault> {
     let base = mount::NOSUID | mount::NODEV;
     let tree = match &armed.root {
-        ArmedRoot::Tmpfs => {
-            mount::new_filesystem(c"tmpfs", &[(c"mode", c"755"), (c"size", c"4m")], base).map_err(Fault::Base)?
-        }
+        ArmedRoot::Tmpfs => mount::new_filesystem(c"tmpfs", &[(c"mode", c"755"), (c"size", c"4m")], base)
+            .map_err(Fault::Base)?,
         ArmedRoot::Tree(slot) => trees[*slot],
         ArmedRoot::Overlay { size, .. } => {
-            mount::new_filesystem(c"tmpfs", &[(c"mode", c"755"), (c"size", size)], base).map_err(Fault::Base)?
+            mount::new_filesystem(c"tmpfs", &[(c"mode", c"755"), (c"size", size)], base)
+                .map_err(Fault::Base)?
         }
     };
     let mut last = Errno::ENOENT;
     for place in [c"/tmp", c"/run", c"/usr", c"/etc", c"/dev"] {
-        match fd::openat(fd::CWD, place, libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW, 0) {
+        match fd::openat(
+            fd::CWD,
+            place,
+            libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW,
+            0,
+        ) {
             Ok(target) => {
                 mount::attach(tree, target).map_err(Fault::Base)?;
                 fd::close(target);
-                let root = fd::openat(fd::CWD, place, libc::O_PATH | libc::O_DIRECTORY, 0).map_err(Fault::Base)?;
+                let root =
+                    fd::openat(fd::CWD, place, libc::O_PATH | libc::O_DIRECTORY, 0).map_err(Fault::Base)?;
                 if let ArmedRoot::Overlay { tree: lower, .. } = &armed.root {
                     return overlay_root(root, trees[*lower]).map_err(Fault::Base);
                 }
@@ -157,7 +163,12 @@ fn perform(op: &Op, root: RawFd, trees: &[RawFd]) -> Result<(), Errno> {
             Ok(()) if mode & 0o7000 == 0 => Ok(()),
             // mkdir(2) ignores the sticky bit's siblings under some umasks; chmod says exactly what is wanted.
             Ok(()) => {
-                let directory = fd::openat(root, path, libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW, 0)?;
+                let directory = fd::openat(
+                    root,
+                    path,
+                    libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW,
+                    0,
+                )?;
                 let result = fd::fchmod(directory, *mode);
                 fd::close(directory);
                 result
@@ -184,7 +195,12 @@ fn perform(op: &Op, root: RawFd, trees: &[RawFd]) -> Result<(), Errno> {
                 Err(_) => attach_at(root, path, trees[*null]),
             }
         }
-        Op::Mount { path, kind, options, attributes } => {
+        Op::Mount {
+            path,
+            kind,
+            options,
+            attributes,
+        } => {
             let mut list: [(&CStr, &CStr); MAX_OPTIONS] = [(c"", c""); MAX_OPTIONS];
             for (slot, (key, value)) in list.iter_mut().zip(options) {
                 *slot = (key, value);
@@ -194,7 +210,12 @@ fn perform(op: &Op, root: RawFd, trees: &[RawFd]) -> Result<(), Errno> {
             fd::close(tree);
             result
         }
-        Op::Overlay { path, scratch, lower, options } => {
+        Op::Overlay {
+            path,
+            scratch,
+            lower,
+            options,
+        } => {
             let mut list: [(&CStr, &CStr); MAX_OPTIONS] = [(c"", c""); MAX_OPTIONS];
             for (slot, (key, value)) in list.iter_mut().zip(scratch) {
                 *slot = (key, value);

@@ -15,15 +15,29 @@ pub(crate) enum Op {
     /// A directory; one that is there already is fine.
     MakeDirectory { path: CString, mode: u32 },
     /// A file with content; an empty one is a mount point.
-    MakeFile { path: CString, content: Vec<u8>, mode: u32 },
+    MakeFile {
+        path: CString,
+        content: Vec<u8>,
+        mode: u32,
+    },
     /// A symbolic link.
     MakeLink { path: CString, to: CString },
     /// Attach the tree in this slot.
     Attach { path: CString, tree: usize },
     /// A new file system.
-    Mount { path: CString, kind: &'static CStr, options: Vec<(&'static CStr, CString)>, attributes: u64 },
+    Mount {
+        path: CString,
+        kind: &'static CStr,
+        options: Vec<(&'static CStr, CString)>,
+        attributes: u64,
+    },
     /// Overlay: `scratch` is a tmpfs put at `path` first, with `upper`, `work` and one directory a lower tree.
-    Overlay { path: CString, scratch: Vec<(&'static CStr, CString)>, lower: Vec<(CString, usize)>, options: CString },
+    Overlay {
+        path: CString,
+        scratch: Vec<(&'static CStr, CString)>,
+        lower: Vec<(CString, usize)>,
+        options: CString,
+    },
     /// Cover a file by the null device of slot `null`.
     MaskFile { path: CString, null: usize },
     /// Cover a directory by the empty read-only tmpfs of slot `empty`.
@@ -78,14 +92,17 @@ pub(crate) enum ArmedRoot {
 
 /// What could not be prepared.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the fields are what the message shows")]
 pub(crate) enum ArmError {
     /// A NUL byte in a path.
     Nul { path: String },
     /// The file is another one than when it was planned.
     Changed { path: String },
     /// A call on a source failed.
-    Source { path: String, call: &'static str, errno: Errno },
+    Source {
+        path: String,
+        call: &'static str,
+        errno: Errno,
+    },
     /// The file system of a writable bind cannot be idmapped.
     Idmap { path: String, errno: Errno },
     /// The user namespace for idmapped mounts could not be made.
@@ -96,15 +113,24 @@ impl std::fmt::Display for ArmError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             ArmError::Nul { path } => write!(f, "cannot use the path {path:?}: it holds a NUL byte"),
-            ArmError::Changed { path } => write!(f, "{path} was replaced by another file while the sandbox was being built"),
-            ArmError::Source { path, call, errno } => write!(f, "cannot show {path}: {call}: {}", errno.desc()),
+            ArmError::Changed { path } => write!(
+                f,
+                "{path} was replaced by another file while the sandbox was being built"
+            ),
+            ArmError::Source { path, call, errno } => {
+                write!(f, "cannot show {path}: {call}: {}", errno.desc())
+            }
             ArmError::Idmap { path, errno } => write!(
                 f,
                 "cannot show {path} as the command's own: its file system does not take an id-mapped mount: {}",
                 errno.desc()
             ),
             ArmError::IdmapNamespace { errno } => {
-                write!(f, "cannot make the user namespace for id-mapped mounts: {}", errno.desc())
+                write!(
+                    f,
+                    "cannot make the user namespace for id-mapped mounts: {}",
+                    errno.desc()
+                )
             }
         }
     }
@@ -135,7 +161,9 @@ fn relative(path: &Path) -> Result<CString, ArmError> {
 }
 
 fn c_string(bytes: &[u8]) -> Result<CString, ArmError> {
-    CString::new(bytes).map_err(|_| ArmError::Nul { path: String::from_utf8_lossy(bytes).into_owned() })
+    CString::new(bytes).map_err(|_| ArmError::Nul {
+        path: String::from_utf8_lossy(bytes).into_owned(),
+    })
 }
 
 fn number(key: &'static CStr, value: &str) -> Result<(&'static CStr, CString), ArmError> {
@@ -160,16 +188,25 @@ struct Builder {
 impl Builder {
     fn op(&mut self, op: Op, name: &Path, origin: Option<&Origin>) {
         self.armed.ops.push(op);
-        self.armed.op_names.push((name.display().to_string(), origin.cloned()));
+        self.armed
+            .op_names
+            .push((name.display().to_string(), origin.cloned()));
     }
 
     fn tree(&mut self, path: &Path, tree: Tree, origin: Option<&Origin>) -> usize {
         self.armed.trees.push(tree);
-        self.armed.tree_names.push((path.display().to_string(), origin.cloned()));
+        self.armed
+            .tree_names
+            .push((path.display().to_string(), origin.cloned()));
         self.armed.trees.len() - 1
     }
 
-    fn host_tree(&mut self, source: &Source, attributes: u64, origin: Option<&Origin>) -> Result<usize, ArmError> {
+    fn host_tree(
+        &mut self,
+        source: &Source,
+        attributes: u64,
+        origin: Option<&Origin>,
+    ) -> Result<usize, ArmError> {
         let tree = Tree {
             path: c_string(source.path.as_os_str().as_bytes())?,
             identity: Some((source.dev, source.ino)),
@@ -252,7 +289,14 @@ pub(crate) fn arm(plan: &MountsPlan) -> Result<ArmedMounts, ArmError> {
     for entry in &plan.entries {
         let origin = Some(&entry.origin);
         for parent in &entry.make_parents {
-            b.op(Op::MakeDirectory { path: relative(parent)?, mode: 0o755 }, parent, origin);
+            b.op(
+                Op::MakeDirectory {
+                    path: relative(parent)?,
+                    mode: 0o755,
+                },
+                parent,
+                origin,
+            );
         }
         let path = relative(&entry.destination)?;
         let name = entry.destination.as_path();
@@ -264,9 +308,24 @@ pub(crate) fn arm(plan: &MountsPlan) -> Result<ArmedMounts, ArmError> {
         };
         if entry.make_target {
             match directory_point {
-                Some(true) => b.op(Op::MakeDirectory { path: path.clone(), mode: 0o755 }, name, origin),
+                Some(true) => b.op(
+                    Op::MakeDirectory {
+                        path: path.clone(),
+                        mode: 0o755,
+                    },
+                    name,
+                    origin,
+                ),
                 Some(false) => {
-                    b.op(Op::MakeFile { path: path.clone(), content: Vec::new(), mode: 0o444 }, name, origin);
+                    b.op(
+                        Op::MakeFile {
+                            path: path.clone(),
+                            content: Vec::new(),
+                            mode: 0o444,
+                        },
+                        name,
+                        origin,
+                    );
                 }
                 None => {}
             }
@@ -285,18 +344,45 @@ fn content(
 ) -> Result<(), ArmError> {
     let base = mount::NOSUID | mount::NODEV;
     match content {
-        Content::Bind { source, writable, executable, .. } => {
+        Content::Bind {
+            source,
+            writable,
+            executable,
+            ..
+        } => {
             // A device that the profile names is meant to be used as one.
-            let mut attributes = if source.special { mount::NOSUID | mount::NOEXEC } else { base };
-            attributes |= if *writable || source.special { 0 } else { mount::RDONLY };
+            let mut attributes = if source.special {
+                mount::NOSUID | mount::NOEXEC
+            } else {
+                base
+            };
+            attributes |= if *writable || source.special {
+                0
+            } else {
+                mount::RDONLY
+            };
             attributes |= if *executable { 0 } else { mount::NOEXEC };
             let tree = b.host_tree(source, attributes, origin)?;
             b.op(Op::Attach { path, tree }, name, origin);
         }
-        Content::Tmpfs { size_bytes, inodes, mode, executable } => {
+        Content::Tmpfs {
+            size_bytes,
+            inodes,
+            mode,
+            executable,
+        } => {
             let attributes = base | if *executable { 0 } else { mount::NOEXEC };
             let options = tmpfs(*size_bytes, *inodes, *mode)?;
-            b.op(Op::Mount { path, kind: c"tmpfs", options, attributes }, name, origin);
+            b.op(
+                Op::Mount {
+                    path,
+                    kind: c"tmpfs",
+                    options,
+                    attributes,
+                },
+                name,
+                origin,
+            );
         }
         Content::Proc { pid_only, masks } => {
             let mut options = vec![];
@@ -304,27 +390,66 @@ fn content(
                 options.push((c"subset", c_string(b"pid")?));
             }
             let attributes = base | mount::NOEXEC | mount::RDONLY;
-            b.op(Op::Mount { path, kind: c"proc", options, attributes }, name, origin);
+            b.op(
+                Op::Mount {
+                    path,
+                    kind: c"proc",
+                    options,
+                    attributes,
+                },
+                name,
+                origin,
+            );
             for mask in masks {
                 let masked = name.join(mask.name);
                 let path = relative(&masked)?;
                 let op = if mask.directory {
-                    Op::MaskDirectory { path, empty: b.empty() }
+                    Op::MaskDirectory {
+                        path,
+                        empty: b.empty(),
+                    }
                 } else {
-                    Op::MaskFile { path, null: b.null()? }
+                    Op::MaskFile {
+                        path,
+                        null: b.null()?,
+                    }
                 };
                 b.op(op, &masked, origin);
             }
         }
         Content::Dev => device_tree(b, name, path, origin)?,
         Content::Mqueue => {
-            b.op(Op::Mount { path, kind: c"mqueue", options: vec![], attributes: base | mount::NOEXEC }, name, origin);
+            b.op(
+                Op::Mount {
+                    path,
+                    kind: c"mqueue",
+                    options: vec![],
+                    attributes: base | mount::NOEXEC,
+                },
+                name,
+                origin,
+            );
         }
         Content::Symlink { to } => {
-            b.op(Op::MakeLink { path, to: c_string(to.as_os_str().as_bytes())? }, name, origin);
+            b.op(
+                Op::MakeLink {
+                    path,
+                    to: c_string(to.as_os_str().as_bytes())?,
+                },
+                name,
+                origin,
+            );
         }
         Content::File { content, mode } => {
-            b.op(Op::MakeFile { path, content: content.clone(), mode: *mode }, name, origin);
+            b.op(
+                Op::MakeFile {
+                    path,
+                    content: content.clone(),
+                    mode: *mode,
+                },
+                name,
+                origin,
+            );
         }
         Content::Directory { mode } => b.op(Op::MakeDirectory { path, mode: *mode }, name, origin),
         Content::Overlay { lower, size_bytes } => {
@@ -338,7 +463,16 @@ fn content(
             }
             let scratch = tmpfs(*size_bytes, (size_bytes / 4096).max(64), 0o755)?;
             let options = c_string(list.join(":").as_bytes())?;
-            b.op(Op::Overlay { path, scratch, lower: slots, options }, name, origin);
+            b.op(
+                Op::Overlay {
+                    path,
+                    scratch,
+                    lower: slots,
+                    options,
+                },
+                name,
+                origin,
+            );
         }
         Content::Mask { directory: true } => {
             let empty = b.empty();
@@ -357,12 +491,29 @@ fn device_tree(b: &mut Builder, name: &Path, path: CString, origin: Option<&Orig
     let base = mount::NOSUID | mount::NODEV | mount::NOEXEC;
     let options = tmpfs(1 << 20, 64, 0o755)?;
     let whole = path.clone();
-    b.op(Op::Mount { path, kind: c"tmpfs", options, attributes: base & !mount::NODEV }, name, origin);
+    b.op(
+        Op::Mount {
+            path,
+            kind: c"tmpfs",
+            options,
+            attributes: base & !mount::NODEV,
+        },
+        name,
+        origin,
+    );
     for device in DEVICES {
         let inside = name.join(device);
         let point = relative(&inside)?;
         let tree = b.device(device)?;
-        b.op(Op::MakeFile { path: point.clone(), content: Vec::new(), mode: 0o666 }, &inside, origin);
+        b.op(
+            Op::MakeFile {
+                path: point.clone(),
+                content: Vec::new(),
+                mode: 0o666,
+            },
+            &inside,
+            origin,
+        );
         b.op(Op::Attach { path: point, tree }, &inside, origin);
     }
     let links = [
@@ -374,21 +525,60 @@ fn device_tree(b: &mut Builder, name: &Path, path: CString, origin: Option<&Orig
     ];
     for (link, to) in links {
         let inside = name.join(link);
-        b.op(Op::MakeLink { path: relative(&inside)?, to: c_string(to.as_bytes())? }, &inside, origin);
+        b.op(
+            Op::MakeLink {
+                path: relative(&inside)?,
+                to: c_string(to.as_bytes())?,
+            },
+            &inside,
+            origin,
+        );
     }
     let pts = name.join("pts");
-    b.op(Op::MakeDirectory { path: relative(&pts)?, mode: 0o755 }, &pts, origin);
+    b.op(
+        Op::MakeDirectory {
+            path: relative(&pts)?,
+            mode: 0o755,
+        },
+        &pts,
+        origin,
+    );
     let options = vec![
         (c"newinstance", CString::default()),
         (c"ptmxmode", c_string(b"0666")?),
         (c"mode", c_string(b"0620")?),
     ];
     let attributes = mount::NOSUID | mount::NOEXEC;
-    b.op(Op::Mount { path: relative(&pts)?, kind: c"devpts", options, attributes }, &pts, origin);
+    b.op(
+        Op::Mount {
+            path: relative(&pts)?,
+            kind: c"devpts",
+            options,
+            attributes,
+        },
+        &pts,
+        origin,
+    );
     let shm = name.join("shm");
-    b.op(Op::MakeDirectory { path: relative(&shm)?, mode: 0o1777 }, &shm, origin);
+    b.op(
+        Op::MakeDirectory {
+            path: relative(&shm)?,
+            mode: 0o1777,
+        },
+        &shm,
+        origin,
+    );
     let options = tmpfs(64 << 20, 4096, 0o1777)?;
-    b.op(Op::Mount { path: relative(&shm)?, kind: c"tmpfs", options, attributes: base }, &shm, origin);
+    b.op(
+        Op::Mount {
+            path: relative(&shm)?,
+            kind: c"tmpfs",
+            options,
+            attributes: base,
+        },
+        &shm,
+        origin,
+    );
     b.op(Op::Seal { path: whole }, name, origin);
     b.armed.own_pts |= name == Path::new("/dev");
     Ok(())
@@ -405,34 +595,54 @@ pub(crate) fn prepare_as_root(
         .entries
         .iter()
         .filter_map(|entry| match &entry.content {
-            Content::Bind { source, caller_owned: true, .. } => Some(vec![source.path.as_path()]),
+            Content::Bind {
+                source,
+                caller_owned: true,
+                ..
+            } => Some(vec![source.path.as_path()]),
             Content::Overlay { lower, .. } => Some(lower.iter().map(|s| s.path.as_path()).collect()),
             _ => None,
         })
         .flatten()
         .chain(match &plan.root {
-            RootPlan::Directory { source, access: RootAccess::ReadWrite | RootAccess::Overlay } => {
-                Some(source.path.as_path())
-            }
+            RootPlan::Directory {
+                source,
+                access: RootAccess::ReadWrite | RootAccess::Overlay,
+            } => Some(source.path.as_path()),
             _ => None,
         })
         .collect();
     for tree in armed.trees.iter_mut().filter(|tree| !tree.empty) {
         let name = tree.path.to_string_lossy().into_owned();
-        let is_owned = owned.iter().any(|path| path.as_os_str().as_bytes() == tree.path.as_bytes());
+        let is_owned = owned
+            .iter()
+            .any(|path| path.as_os_str().as_bytes() == tree.path.as_bytes());
         let map = idmap.filter(|_| is_owned).map(AsRawFd::as_raw_fd);
         let detached = clone_checked(tree).map_err(|fault| match fault {
             CloneFault::Changed => ArmError::Changed { path: name.clone() },
-            CloneFault::Call(call, errno) => ArmError::Source { path: name.clone(), call, errno },
+            CloneFault::Call(call, errno) => ArmError::Source {
+                path: name.clone(),
+                call,
+                errno,
+            },
         })?;
         let detached = crate::sys::fd::own(detached);
         // A submount that cannot be mapped must not make the whole tree unusable, so the map goes to the top only.
         if let Some(map) = map {
-            mount::set_attributes(detached.as_raw_fd(), 0, false, false, Some(map))
-                .map_err(|errno| ArmError::Idmap { path: name.clone(), errno })?;
+            mount::set_attributes(detached.as_raw_fd(), 0, false, false, Some(map)).map_err(|errno| {
+                ArmError::Idmap {
+                    path: name.clone(),
+                    errno,
+                }
+            })?;
         }
-        mount::set_attributes(detached.as_raw_fd(), tree.attributes, tree.recursive, true, None)
-            .map_err(|errno| ArmError::Source { path: name.clone(), call: "mount_setattr", errno })?;
+        mount::set_attributes(detached.as_raw_fd(), tree.attributes, tree.recursive, true, None).map_err(
+            |errno| ArmError::Source {
+                path: name.clone(),
+                call: "mount_setattr",
+                errno,
+            },
+        )?;
         tree.ready = Some(detached);
     }
     Ok(())
@@ -452,15 +662,21 @@ pub(crate) enum CloneFault {
 pub(crate) fn clone_checked(tree: &Tree) -> Result<RawFd, CloneFault> {
     const NO_SYMLINKS: u64 = 0x04;
     // Not NO_XDEV: a source may lie on any file system. `O_PATH` opens nothing, so a fifo does not hang.
-    let source = fd::openat2(fd::CWD, &tree.path, libc::O_PATH, NO_SYMLINKS).map_err(|e| CloneFault::Call("openat2", e))?;
-    let result = fd::fstat(source).map_err(|e| CloneFault::Call("fstat", e)).and_then(|stat| {
-        let same = tree.identity.is_none_or(|identity| identity == (stat.dev, stat.ino));
-        let null = !tree.is_null || (stat.mode & libc::S_IFMT == libc::S_IFCHR && stat.rdev == libc::makedev(1, 3));
-        if !same || !null {
-            return Err(CloneFault::Changed);
-        }
-        mount::clone_tree(source, tree.recursive).map_err(|e| CloneFault::Call("open_tree", e))
-    });
+    let source = fd::openat2(fd::CWD, &tree.path, libc::O_PATH, NO_SYMLINKS)
+        .map_err(|e| CloneFault::Call("openat2", e))?;
+    let result = fd::fstat(source)
+        .map_err(|e| CloneFault::Call("fstat", e))
+        .and_then(|stat| {
+            let same = tree
+                .identity
+                .is_none_or(|identity| identity == (stat.dev, stat.ino));
+            let null = !tree.is_null
+                || (stat.mode & libc::S_IFMT == libc::S_IFCHR && stat.rdev == libc::makedev(1, 3));
+            if !same || !null {
+                return Err(CloneFault::Changed);
+            }
+            mount::clone_tree(source, tree.recursive).map_err(|e| CloneFault::Call("open_tree", e))
+        });
     fd::close(source);
     result
 }

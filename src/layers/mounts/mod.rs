@@ -14,6 +14,7 @@ use crate::host::{Files, Host, ProcMask};
 use crate::layers::landlock::Grant;
 use crate::profile::model::{Mount, MountKind, Origin, Profile, RootAccess};
 use crate::profile::variables::Variables;
+use crate::sys::Errno;
 
 pub use resolve::{MountError, Source};
 
@@ -152,7 +153,10 @@ impl MountsPlan {
         }
         Some(match &self.root {
             RootPlan::Composed => Grant::List,
-            RootPlan::Directory { access: RootAccess::ReadOnly, .. } => Grant::ReadExecute,
+            RootPlan::Directory {
+                access: RootAccess::ReadOnly,
+                ..
+            } => Grant::ReadExecute,
             RootPlan::Directory { .. } => Grant::WriteExecute,
         })
     }
@@ -183,7 +187,9 @@ impl MountsPlan {
             match &entry.content {
                 Content::Bind { source, .. } => return Some(join(&source.path, &entry.destination, &path)),
                 Content::Overlay { lower, .. } => {
-                    return lower.first().map(|source| join(&source.path, &entry.destination, &path));
+                    return lower
+                        .first()
+                        .map(|source| join(&source.path, &entry.destination, &path));
                 }
                 Content::Symlink { to } => {
                     let parent = entry.destination.parent().unwrap_or(Path::new("/"));
@@ -214,7 +220,9 @@ impl MountsPlan {
             }
             _ => None,
         };
-        candidates.chain(root).find(|inside| self.to_host(inside).as_deref() == Some(host))
+        candidates
+            .chain(root)
+            .find(|inside| self.to_host(inside).as_deref() == Some(host))
     }
 }
 
@@ -255,13 +263,23 @@ pub(crate) fn plan(
             let path = expand(&root.path, variables, &root.origin)?;
             let source = resolve::resolve(files, &path, &root.origin)?;
             if !source.directory {
-                return Err(MountError::NotADirectory { path, origin: root.origin.clone() });
+                return Err(MountError::NotADirectory {
+                    path,
+                    origin: root.origin.clone(),
+                });
             }
-            RootPlan::Directory { source, access: root.access }
+            RootPlan::Directory {
+                source,
+                access: root.access,
+            }
         }
         _ => RootPlan::Composed,
     };
-    let mut plan = MountsPlan { applied, root, entries: Vec::new() };
+    let mut plan = MountsPlan {
+        applied,
+        root,
+        entries: Vec::new(),
+    };
     for mount in &profile.mounts {
         let destination = expand(&mount.destination, variables, &mount.origin)?;
         let Some(content) = content(mount, &destination, profile, host, files, variables, &plan)? else {
@@ -277,7 +295,8 @@ pub(crate) fn plan(
         if applied {
             mount_point(&plan, &mut entry, files)?;
         }
-        plan.entries.retain(|other| other.destination != entry.destination);
+        plan.entries
+            .retain(|other| other.destination != entry.destination);
         plan.entries.push(entry);
     }
     Ok((plan, Vec::new()))
@@ -291,7 +310,10 @@ fn expand(text: &str, variables: &Variables, origin: &Origin) -> Result<PathBuf,
     })?;
     let path = PathBuf::from(expanded);
     if !path.is_absolute() {
-        return Err(MountError::Relative { path, origin: origin.clone() });
+        return Err(MountError::Relative {
+            path,
+            origin: origin.clone(),
+        });
     }
     Ok(normalise(&path))
 }
@@ -307,10 +329,17 @@ fn content(
 ) -> Result<Option<Content>, MountError> {
     let tmpfs_size = |size: Option<u64>| {
         let limits = &profile.limits;
-        size.or(limits.tmpfs_bytes).unwrap_or_else(|| limits.memory_bytes.unwrap_or(DEFAULT_TMPFS_BYTES))
+        size.or(limits.tmpfs_bytes)
+            .unwrap_or_else(|| limits.memory_bytes.unwrap_or(DEFAULT_TMPFS_BYTES))
     };
     Ok(Some(match &mount.kind {
-        MountKind::Bind { source, writable, executable, optional, caller_owned } => {
+        MountKind::Bind {
+            source,
+            writable,
+            executable,
+            optional,
+            caller_owned,
+        } => {
             let path = expand(source, variables, &mount.origin)?;
             // On hosts with a merged /usr, /bin is a link: inside it becomes the same link, which costs no mount.
             if path == destination
@@ -325,21 +354,48 @@ fn content(
                     executable: *executable,
                     caller_owned: *caller_owned || *writable,
                 },
-                Err(MountError::Missing { .. }) if *optional => return Ok(None),
+                // What the caller cannot reach is not there for the caller.
+                Err(
+                    MountError::Missing { .. }
+                    | MountError::Unreadable {
+                        errno: Errno::EACCES, ..
+                    },
+                ) if *optional => {
+                    return Ok(None);
+                }
                 Err(error) => return Err(error),
             }
         }
-        MountKind::Tmpfs { size_bytes, inodes, mode, executable } => {
+        MountKind::Tmpfs {
+            size_bytes,
+            inodes,
+            mode,
+            executable,
+        } => {
             let size_bytes = tmpfs_size(*size_bytes);
             let inodes = inodes.unwrap_or((size_bytes / 4096).max(64));
-            Content::Tmpfs { size_bytes, inodes, mode: *mode, executable: *executable }
+            Content::Tmpfs {
+                size_bytes,
+                inodes,
+                mode: *mode,
+                executable: *executable,
+            }
         }
         MountKind::Proc { pid_only } => {
             if plan.applied && !profile.namespaces.pid {
-                return Err(MountError::ProcWithoutPidNamespace { origin: mount.origin.clone() });
+                return Err(MountError::ProcWithoutPidNamespace {
+                    origin: mount.origin.clone(),
+                });
             }
-            let masks = if *pid_only { Vec::new() } else { host.proc_masks.clone() };
-            Content::Proc { pid_only: *pid_only, masks }
+            let masks = if *pid_only {
+                Vec::new()
+            } else {
+                host.proc_masks.clone()
+            };
+            Content::Proc {
+                pid_only: *pid_only,
+                masks,
+            }
         }
         MountKind::Dev => Content::Dev,
         MountKind::Mqueue => Content::Mqueue,
@@ -357,7 +413,10 @@ fn content(
                 error: error.to_string(),
                 origin: mount.origin.clone(),
             })?;
-            Content::File { content: content.into_encoded_bytes(), mode: *mode }
+            Content::File {
+                content: content.into_encoded_bytes(),
+                mode: *mode,
+            }
         }
         MountKind::Directory { mode } => Content::Directory { mode: *mode },
         MountKind::Overlay { lower, size_bytes } => {
@@ -366,17 +425,27 @@ fn content(
                 let path = expand(path, variables, &mount.origin)?;
                 let source = resolve::resolve(files, &path, &mount.origin)?;
                 if !source.directory {
-                    return Err(MountError::NotADirectory { path, origin: mount.origin.clone() });
+                    return Err(MountError::NotADirectory {
+                        path,
+                        origin: mount.origin.clone(),
+                    });
                 }
                 sources.push(source);
             }
-            Content::Overlay { lower: sources, size_bytes: tmpfs_size(*size_bytes) }
+            Content::Overlay {
+                lower: sources,
+                size_bytes: tmpfs_size(*size_bytes),
+            }
         }
         MountKind::Mask => {
             // What is not there needs no hiding.
-            let Some(host_path) = plan.to_host(destination) else { return Ok(None) };
+            let Some(host_path) = plan.to_host(destination) else {
+                return Ok(None);
+            };
             match resolve::resolve(files, &host_path, &mount.origin) {
-                Ok(source) => Content::Mask { directory: source.directory },
+                Ok(source) => Content::Mask {
+                    directory: source.directory,
+                },
                 Err(MountError::Missing { .. }) => return Ok(None),
                 Err(error) => return Err(error),
             }
@@ -388,10 +457,15 @@ fn content(
 fn mount_point(plan: &MountsPlan, entry: &mut Entry, files: &dyn Files) -> Result<(), MountError> {
     let destination = &entry.destination;
     if destination == Path::new("/") {
-        return Err(MountError::CoversRoot { origin: entry.origin.clone() });
+        return Err(MountError::CoversRoot {
+            origin: entry.origin.clone(),
+        });
     }
     if destination.components().count() > 64 {
-        return Err(MountError::TooDeep { path: destination.clone(), origin: entry.origin.clone() });
+        return Err(MountError::TooDeep {
+            path: destination.clone(),
+            origin: entry.origin.clone(),
+        });
     }
     let cover = plan.covering(destination.parent().unwrap_or(Path::new("/")));
     let floor = cover.map_or(Path::new("/"), |c| c.destination.as_path());
@@ -439,7 +513,9 @@ fn mount_point(plan: &MountsPlan, entry: &mut Entry, files: &dyn Files) -> Resul
         };
     }
     let known = |path: &Path| {
-        plan.entries.iter().any(|e| e.destination == path || e.make_parents.iter().any(|p| p == path))
+        plan.entries
+            .iter()
+            .any(|e| e.destination == path || e.make_parents.iter().any(|p| p == path))
     };
     let mut parents: Vec<PathBuf> = destination
         .ancestors()

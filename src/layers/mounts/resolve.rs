@@ -39,9 +39,18 @@ pub enum MountError {
     /// The host has no such file.
     Missing { path: PathBuf, origin: Origin },
     /// lstat(2) or readlink(2) failed otherwise.
-    Unreadable { path: PathBuf, errno: Errno, origin: Origin },
+    Unreadable {
+        path: PathBuf,
+        errno: Errno,
+        origin: Origin,
+    },
     /// A symbolic link in a place where others than root can make one.
-    UntrustedLink { path: PathBuf, link: PathBuf, target: PathBuf, origin: Origin },
+    UntrustedLink {
+        path: PathBuf,
+        link: PathBuf,
+        target: PathBuf,
+        origin: Origin,
+    },
     /// Links lead in a circle.
     LinkLoop { path: PathBuf, origin: Origin },
     /// A directory is needed.
@@ -49,17 +58,34 @@ pub enum MountError {
     /// A relative path.
     Relative { path: PathBuf, origin: Origin },
     /// An unknown variable.
-    Variable { text: String, error: String, origin: Origin },
+    Variable {
+        text: String,
+        error: String,
+        origin: Origin,
+    },
     /// `/` is not a mount destination.
     CoversRoot { origin: Origin },
     /// More than 64 components.
     TooDeep { path: PathBuf, origin: Origin },
     /// A mount point would have to be made on the host.
-    NoMountPoint { path: PathBuf, inside: PathBuf, on_host: PathBuf, origin: Origin },
+    NoMountPoint {
+        path: PathBuf,
+        inside: PathBuf,
+        on_host: PathBuf,
+        origin: Origin,
+    },
     /// A mount point below a link of the table.
-    BelowLink { path: PathBuf, link: PathBuf, origin: Origin },
+    BelowLink {
+        path: PathBuf,
+        link: PathBuf,
+        origin: Origin,
+    },
     /// A mount point below a file.
-    BelowFile { path: PathBuf, file: PathBuf, origin: Origin },
+    BelowFile {
+        path: PathBuf,
+        file: PathBuf,
+        origin: Origin,
+    },
     /// procfs shows the processes of a pid namespace.
     ProcWithoutPidNamespace { origin: Origin },
 }
@@ -90,9 +116,12 @@ impl MountError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             MountError::Missing { .. } => {
-                "create it, correct the path, or add \"optional\": true to leave it out where it is missing".into()
+                "create it, correct the path, or add \"optional\": true to leave it out where it is missing"
+                    .into()
             }
-            MountError::Unreadable { .. } => "the caller needs search permission on every directory above it".into(),
+            MountError::Unreadable { .. } => {
+                "the caller needs search permission on every directory above it".into()
+            }
             MountError::UntrustedLink { target, .. } => format!(
                 "name what you mean: {}; a link here could have been planted by an earlier run",
                 target.display()
@@ -104,7 +133,10 @@ impl MountError {
             MountError::CoversRoot { .. } => "use \"root\": {\"path\": …} to choose what / is".into(),
             MountError::TooDeep { .. } => "use a shorter path".into(),
             MountError::NoMountPoint { on_host, .. } => {
-                format!("create {} on the host, or mount an overlay instead of the bind above it", on_host.display())
+                format!(
+                    "create {} on the host, or mount an overlay instead of the bind above it",
+                    on_host.display()
+                )
             }
             MountError::BelowLink { .. } => "name the path that the link leads to".into(),
             MountError::BelowFile { .. } => "remove one of the two entries".into(),
@@ -118,10 +150,18 @@ impl MountError {
 impl fmt::Display for MountError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            MountError::Missing { path, .. } => write!(f, "cannot show {}: no such file on the host", path.display()),
-            MountError::Unreadable { path, errno, .. } => write!(f, "cannot look at {}: {}", path.display(), errno.desc()),
+            MountError::Missing { path, .. } => {
+                write!(f, "cannot show {}: no such file on the host", path.display())
+            }
+            MountError::Unreadable { path, errno, .. } => {
+                write!(f, "cannot look at {}: {}", path.display(), errno.desc())
+            }
             MountError::UntrustedLink { path, link, .. } if path == link => {
-                write!(f, "cannot show {}: it is a symbolic link in a directory that others than root can change", path.display())
+                write!(
+                    f,
+                    "cannot show {}: it is a symbolic link in a directory that others than root can change",
+                    path.display()
+                )
             }
             MountError::UntrustedLink { path, link, .. } => write!(
                 f,
@@ -129,13 +169,26 @@ impl fmt::Display for MountError {
                 path.display(),
                 link.display()
             ),
-            MountError::LinkLoop { path, .. } => write!(f, "cannot show {}: too many symbolic links", path.display()),
-            MountError::NotADirectory { path, .. } => write!(f, "cannot use {}: it is not a directory", path.display()),
-            MountError::Relative { path, .. } => write!(f, "cannot mount {}: the path is not absolute", path.display()),
+            MountError::LinkLoop { path, .. } => {
+                write!(f, "cannot show {}: too many symbolic links", path.display())
+            }
+            MountError::NotADirectory { path, .. } => {
+                write!(f, "cannot use {}: it is not a directory", path.display())
+            }
+            MountError::Relative { path, .. } => {
+                write!(f, "cannot mount {}: the path is not absolute", path.display())
+            }
             MountError::Variable { text, error, .. } => write!(f, "cannot expand \"{text}\": {error}"),
             MountError::CoversRoot { .. } => write!(f, "cannot mount on /: it is made by the sandbox"),
-            MountError::TooDeep { path, .. } => write!(f, "cannot mount on {}: more than 64 components", path.display()),
-            MountError::NoMountPoint { path, inside, on_host, .. } => write!(
+            MountError::TooDeep { path, .. } => {
+                write!(f, "cannot mount on {}: more than 64 components", path.display())
+            }
+            MountError::NoMountPoint {
+                path,
+                inside,
+                on_host,
+                ..
+            } => write!(
                 f,
                 "cannot mount on {}: {} does not exist, and nothing is created on the host below the bind {}",
                 path.display(),
@@ -143,13 +196,26 @@ impl fmt::Display for MountError {
                 inside.display()
             ),
             MountError::BelowLink { path, link, .. } => {
-                write!(f, "cannot mount on {}: {} is a symbolic link inside", path.display(), link.display())
+                write!(
+                    f,
+                    "cannot mount on {}: {} is a symbolic link inside",
+                    path.display(),
+                    link.display()
+                )
             }
             MountError::BelowFile { path, file, .. } => {
-                write!(f, "cannot mount on {}: {} is not a directory inside", path.display(), file.display())
+                write!(
+                    f,
+                    "cannot mount on {}: {} is not a directory inside",
+                    path.display(),
+                    file.display()
+                )
             }
             MountError::ProcWithoutPidNamespace { .. } => {
-                write!(f, "cannot mount proc: it would show the host's processes, for there is no pid namespace")
+                write!(
+                    f,
+                    "cannot mount proc: it would show the host's processes, for there is no pid namespace"
+                )
             }
         }
     }
@@ -160,14 +226,17 @@ impl std::error::Error for MountError {}
 /// May anyone but root put a link into this directory?
 fn only_root_writes(directory: &FileFacts) -> bool {
     const STICKY: u32 = 0o1000;
-    directory.uid == 0 && (directory.mode & 0o022 == 0 || directory.mode & STICKY != 0 && directory.mode & 0o002 == 0)
+    directory.uid == 0
+        && (directory.mode & 0o022 == 0 || directory.mode & STICKY != 0 && directory.mode & 0o002 == 0)
 }
 
 /// The text of a link that only root can have made.
 pub(super) fn trusted_link(files: &dyn Files, path: &Path) -> Option<PathBuf> {
     let facts = files.lstat(path).ok()?;
     let parent = files.lstat(path.parent()?).ok()?;
-    (facts.kind == FileKind::Symlink && only_root_writes(&parent)).then(|| files.readlink(path).ok()).flatten()
+    (facts.kind == FileKind::Symlink && only_root_writes(&parent))
+        .then(|| files.readlink(path).ok())
+        .flatten()
 }
 
 /// Walks a path, following links that only root can have made, and refusing others.
@@ -191,7 +260,10 @@ pub(super) fn resolve(files: &dyn Files, path: &Path, origin: &Origin) -> Result
         }
         links += 1;
         if links > 40 {
-            return Err(MountError::LinkLoop { path: path.to_owned(), origin: origin.clone() });
+            return Err(MountError::LinkLoop {
+                path: path.to_owned(),
+                origin: origin.clone(),
+            });
         }
         let target = files.readlink(&next).map_err(|errno| MountError::Unreadable {
             path: next.clone(),
@@ -200,7 +272,12 @@ pub(super) fn resolve(files: &dyn Files, path: &Path, origin: &Origin) -> Result
         })?;
         if !only_root_writes(&directory) {
             let target = super::normalise(&resolved.join(target));
-            return Err(MountError::UntrustedLink { path: path.to_owned(), link: next, target, origin: origin.clone() });
+            return Err(MountError::UntrustedLink {
+                path: path.to_owned(),
+                link: next,
+                target,
+                origin: origin.clone(),
+            });
         }
         if target.is_absolute() {
             resolved = PathBuf::from("/");
@@ -231,8 +308,15 @@ fn components(path: &Path) -> Vec<PathBuf> {
 
 fn lstat(files: &dyn Files, path: &Path, whole: &Path, origin: &Origin) -> Result<FileFacts, MountError> {
     files.lstat(path).map_err(|errno| match errno {
-        Errno::ENOENT | Errno::ENOTDIR => MountError::Missing { path: whole.to_owned(), origin: origin.clone() },
-        errno => MountError::Unreadable { path: path.to_owned(), errno, origin: origin.clone() },
+        Errno::ENOENT | Errno::ENOTDIR => MountError::Missing {
+            path: whole.to_owned(),
+            origin: origin.clone(),
+        },
+        errno => MountError::Unreadable {
+            path: path.to_owned(),
+            errno,
+            origin: origin.clone(),
+        },
     })
 }
 
@@ -248,11 +332,20 @@ mod tests {
     impl Files for Table {
         fn lstat(&self, path: &Path) -> Result<FileFacts, Errno> {
             let (kind, mode, uid, _) = self.0.get(path.to_str().unwrap()).ok_or(Errno::ENOENT)?;
-            Ok(FileFacts { kind: *kind, mode: *mode, uid: *uid, dev: 1, ino: 2 })
+            Ok(FileFacts {
+                kind: *kind,
+                mode: *mode,
+                uid: *uid,
+                dev: 1,
+                ino: 2,
+            })
         }
 
         fn readlink(&self, path: &Path) -> Result<PathBuf, Errno> {
-            self.0.get(path.to_str().unwrap()).map(|f| PathBuf::from(f.3)).ok_or(Errno::ENOENT)
+            self.0
+                .get(path.to_str().unwrap())
+                .map(|f| PathBuf::from(f.3))
+                .ok_or(Errno::ENOENT)
         }
     }
 
@@ -274,12 +367,18 @@ mod tests {
     }
 
     fn origin() -> Origin {
-        Origin { file: "p.json".into(), pointer: "/mounts/0".into() }
+        Origin {
+            file: "p.json".into(),
+            pointer: "/mounts/0".into(),
+        }
     }
 
     #[test]
     fn a_link_that_only_root_can_make_is_followed() {
-        assert_eq!(resolve(&host(), Path::new("/bin"), &origin()).unwrap().path, Path::new("/usr/bin"));
+        assert_eq!(
+            resolve(&host(), Path::new("/bin"), &origin()).unwrap().path,
+            Path::new("/usr/bin")
+        );
     }
 
     #[test]
@@ -302,12 +401,18 @@ mod tests {
 
     #[test]
     fn a_loop_of_links_ends() {
-        assert!(matches!(resolve(&host(), Path::new("/loop"), &origin()), Err(MountError::LinkLoop { .. })));
+        assert!(matches!(
+            resolve(&host(), Path::new("/loop"), &origin()),
+            Err(MountError::LinkLoop { .. })
+        ));
     }
 
     #[test]
     fn a_missing_file_is_named() {
         let error = resolve(&host(), Path::new("/usr/none"), &origin()).unwrap_err();
-        assert_eq!(error.to_string(), "cannot show /usr/none: no such file on the host");
+        assert_eq!(
+            error.to_string(),
+            "cannot show /usr/none: no such file on the host"
+        );
     }
 }

@@ -2,6 +2,11 @@
 //!
 //! A filter of 303 allowed calls is 45 instructions this way; the kernel walks five or six of them a call.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "a 64-bit value is compared as two words of 32"
+)]
+
 use libc::sock_filter;
 
 use super::{Link, SeccompError, SeccompPlan};
@@ -130,9 +135,10 @@ impl Program {
             return no;
         }
         let mut next = yes;
-        for (offset, mask, value) in
-            [(low, mask as u32, value as u32), (low + 4, (mask >> 32) as u32, (value >> 32) as u32)]
-        {
+        for (offset, mask, value) in [
+            (low, mask as u32, value as u32),
+            (low + 4, (mask >> 32) as u32, (value >> 32) as u32),
+        ] {
             // A word that the mask leaves out decides nothing.
             if mask == 0 {
                 continue;
@@ -180,7 +186,10 @@ enum Treatment {
 /// # Errors
 /// When it is longer than the kernel takes.
 pub fn compile(plan: &SeccompPlan, options: &CompileOptions) -> Result<Vec<sock_filter>, SeccompError> {
-    let mut program = Program { reversed: Vec::new(), options: *options };
+    let mut program = Program {
+        reversed: Vec::new(),
+        options: *options,
+    };
     let execve = super::number("execve");
     let mut chains: Vec<Vec<Link>> = Vec::new();
     let mut ranges: Vec<(u32, Treatment)> = Vec::new();
@@ -199,8 +208,20 @@ pub fn compile(plan: &SeccompPlan, options: &CompileOptions) -> Result<Vec<sock_
     for number in 0..=highest {
         let mut chain = plan.chains.get(&number).cloned().unwrap_or_default();
         if let Some(cookie) = options.exec_cookie.filter(|_| Some(number) == execve) {
-            let tests = vec![ArgTest { index: 3, op: ArgOp::Eq, value: cookie }];
-            chain.insert(0, Link { tests, action: Action::Allow, origin: 0, quiet: false });
+            let tests = vec![ArgTest {
+                index: 3,
+                op: ArgOp::Eq,
+                value: cookie,
+            }];
+            chain.insert(
+                0,
+                Link {
+                    tests,
+                    action: Action::Allow,
+                    origin: 0,
+                    quiet: false,
+                },
+            );
         }
         let treatment = match chain.first() {
             None if known[number as usize] => Treatment::Value(default),
@@ -244,7 +265,9 @@ pub fn compile(plan: &SeccompPlan, options: &CompileOptions) -> Result<Vec<sock_
     let root = tree(&mut program, &leaves);
     head(&mut program, root);
     if program.reversed.len() > MAX_INSTRUCTIONS {
-        return Err(SeccompError::TooLong { instructions: program.reversed.len() });
+        return Err(SeccompError::TooLong {
+            instructions: program.reversed.len(),
+        });
     }
     program.reversed.reverse();
     Ok(program.reversed)
@@ -323,11 +346,21 @@ mod tests {
                 (ArgOp::MaskedEq { mask }, value & mask)
             }
         };
-        ArgTest { index: random.below(6) as u8, op, value }
+        ArgTest {
+            index: random.below(6) as u8,
+            op,
+            value,
+        }
     }
 
     fn random_syscalls(random: &mut Random) -> Syscalls {
-        let actions = [Action::Allow, Action::Errno(1), Action::Errno(13), Action::Kill, Action::Log];
+        let actions = [
+            Action::Allow,
+            Action::Errno(1),
+            Action::Errno(13),
+            Action::Kill,
+            Action::Log,
+        ];
         let mut rules = Vec::new();
         for index in 0..random.below(60) {
             let (call, _) = NATIVE[random.below(NATIVE.len() as u64) as usize];
@@ -382,7 +415,12 @@ mod tests {
                 let arch = if random.below(20) == 0 { 0x4000_0003 } else { ARCH };
                 let args = std::array::from_fn(|_| random.value());
                 let data = Data { nr, arch, args };
-                assert_eq!(run(&program, &data), expected(&plan, &data), "{nr} {:?} {args:x?}", name(nr));
+                assert_eq!(
+                    run(&program, &data),
+                    expected(&plan, &data),
+                    "{nr} {:?} {args:x?}",
+                    name(nr)
+                );
             }
         }
     }
@@ -390,7 +428,8 @@ mod tests {
     #[test]
     fn seccompiler_agrees_on_what_it_can_express() {
         use seccompiler::{
-            SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+            SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+            TargetArch,
         };
         let mut random = Random(77);
         for _ in 0..200 {
@@ -401,8 +440,15 @@ mod tests {
                 // Ours adds structure to these, which the oracle does not know.
                 if matches!(
                     call,
-                    "clone" | "clone3" | "ioctl" | "personality" | "seccomp" | "rt_sigreturn" | "restart_syscall"
-                        | "exit" | "exit_group"
+                    "clone"
+                        | "clone3"
+                        | "ioctl"
+                        | "personality"
+                        | "seccomp"
+                        | "rt_sigreturn"
+                        | "restart_syscall"
+                        | "exit"
+                        | "exit_group"
                 ) || rules.contains_key(&i64::from(nr))
                 {
                     continue;
@@ -423,7 +469,11 @@ mod tests {
                         SeccompCondition::new(test.index, SeccompCmpArgLen::Qword, op, test.value).unwrap()
                     })
                     .collect();
-                let entry = if conditions.is_empty() { vec![] } else { vec![SeccompRule::new(conditions).unwrap()] };
+                let entry = if conditions.is_empty() {
+                    vec![]
+                } else {
+                    vec![SeccompRule::new(conditions).unwrap()]
+                };
                 rules.insert(i64::from(nr), entry);
                 ours.push(SyscallRule {
                     names: vec![call.to_owned()],
@@ -436,14 +486,28 @@ mod tests {
             let filter =
                 SeccompFilter::new(rules, SeccompAction::Errno(1), SeccompAction::Allow, arch).unwrap();
             let oracle: seccompiler::BpfProgram = filter.try_into().unwrap();
-            let oracle: Vec<sock_filter> =
-                oracle.iter().map(|i| sock_filter { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect();
-            let syscalls = Syscalls { rules: ours.clone(), ..syscalls(&[]) };
+            let oracle: Vec<sock_filter> = oracle
+                .iter()
+                .map(|i| sock_filter {
+                    code: i.code,
+                    jt: i.jt,
+                    jf: i.jf,
+                    k: i.k,
+                })
+                .collect();
+            let syscalls = Syscalls {
+                rules: ours.clone(),
+                ..syscalls(&[])
+            };
             let program = compile(&plan(&syscalls, None).unwrap(), &CompileOptions::default()).unwrap();
             for rule in &ours {
                 for _ in 0..50 {
                     let args = std::array::from_fn(|_| random.value());
-                    let data = Data { nr: number(&rule.names[0]).unwrap(), arch: ARCH, args };
+                    let data = Data {
+                        nr: number(&rule.names[0]).unwrap(),
+                        arch: ARCH,
+                        args,
+                    };
                     assert_eq!(run(&program, &data), run(&oracle, &data), "{rule:?} {args:x?}");
                 }
             }
@@ -453,7 +517,14 @@ mod tests {
     #[test]
     fn the_default_group_is_a_small_tree() {
         let plan = plan(&syscalls(&[(&["@default"], Action::Allow)]), None).unwrap();
-        let program = compile(&plan, &CompileOptions { notify: true, exec_cookie: None }).unwrap();
+        let program = compile(
+            &plan,
+            &CompileOptions {
+                notify: true,
+                exec_cookie: None,
+            },
+        )
+        .unwrap();
         assert!(program.len() < 180, "{}", program.len());
     }
 
@@ -463,8 +534,24 @@ mod tests {
         rules.default_action = Action::Errno(1);
         let plan = plan(&rules, None).unwrap();
         let cookie = 0x1234_5678_9abc_def0;
-        let program = compile(&plan, &CompileOptions { notify: false, exec_cookie: Some(cookie) }).unwrap();
-        let exec = |arg| run(&program, &Data { nr: number("execve").unwrap(), arch: ARCH, args: [0, 0, 0, arg, 0, 0] });
+        let program = compile(
+            &plan,
+            &CompileOptions {
+                notify: false,
+                exec_cookie: Some(cookie),
+            },
+        )
+        .unwrap();
+        let exec = |arg| {
+            run(
+                &program,
+                &Data {
+                    nr: number("execve").unwrap(),
+                    arch: ARCH,
+                    args: [0, 0, 0, arg, 0, 0],
+                },
+            )
+        };
         assert_eq!(exec(cookie), libc::SECCOMP_RET_ALLOW);
         assert_eq!(exec(cookie ^ 1 << 40), libc::SECCOMP_RET_ERRNO | 1);
         assert_eq!(exec(0), libc::SECCOMP_RET_ERRNO | 1);
@@ -476,12 +563,19 @@ mod tests {
         for value in 0..2000 {
             rules.rules.push(SyscallRule {
                 names: vec!["ioctl".into()],
-                args: vec![ArgTest { index: 1, op: ArgOp::Eq, value }],
+                args: vec![ArgTest {
+                    index: 1,
+                    op: ArgOp::Eq,
+                    value,
+                }],
                 action: Action::Allow,
                 origin: origin("/x"),
             });
         }
         let plan = plan(&rules, None).unwrap();
-        assert!(matches!(compile(&plan, &CompileOptions::default()), Err(SeccompError::TooLong { .. })));
+        assert!(matches!(
+            compile(&plan, &CompileOptions::default()),
+            Err(SeccompError::TooLong { .. })
+        ));
     }
 }

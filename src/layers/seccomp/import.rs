@@ -1,5 +1,7 @@
 //! Docker's and OCI's seccomp JSON: `defaultAction`, `syscalls[].names/action/args/includes/excludes`.
 
+#![expect(clippy::cast_possible_truncation, reason = "errno constants are small")]
+
 use std::fmt;
 
 use serde::Deserialize;
@@ -33,7 +35,11 @@ pub struct Imported {
 #[expect(missing_docs, reason = "the fields are what the message shows")]
 pub enum ImportError {
     /// Not the expected JSON.
-    Json { message: String, line: usize, column: usize },
+    Json {
+        message: String,
+        line: usize,
+        column: usize,
+    },
     /// An action that this program does not have.
     Action { action: String, at: String },
     /// An unknown comparison.
@@ -45,10 +51,16 @@ pub enum ImportError {
 impl fmt::Display for ImportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ImportError::Json { message, line, column } => write!(f, "{message} at line {line} column {column}"),
+            ImportError::Json {
+                message,
+                line,
+                column,
+            } => write!(f, "{message} at line {line} column {column}"),
             ImportError::Action { action, at } => write!(f, "{at}: the action {action} cannot be imported"),
             ImportError::Op { op, at } => write!(f, "{at}: there is no comparison {op}"),
-            ImportError::Index { index, at } => write!(f, "{at}: a system call has arguments 0 to 5, not {index}"),
+            ImportError::Index { index, at } => {
+                write!(f, "{at}: a system call has arguments 0 to 5, not {index}")
+            }
         }
     }
 }
@@ -106,7 +118,11 @@ impl Condition {
     }
 
     fn kernel_reached(&self, context: &ImportContext<'_>) -> Option<bool> {
-        let mut parts = self.min_kernel.as_ref()?.split('.').map(|part| part.parse().unwrap_or(u32::MAX));
+        let mut parts = self
+            .min_kernel
+            .as_ref()?
+            .split('.')
+            .map(|part| part.parse().unwrap_or(u32::MAX));
         Some(context.kernel >= (parts.next().unwrap_or(u32::MAX), parts.next().unwrap_or(0)))
     }
 
@@ -133,7 +149,12 @@ fn action(name: &str, errno: Option<u16>, at: &str) -> Result<Action, ImportErro
         "SCMP_ACT_ERRNO" => Action::Errno(errno.unwrap_or(libc::EPERM as u16)),
         "SCMP_ACT_KILL" | "SCMP_ACT_KILL_PROCESS" | "SCMP_ACT_KILL_THREAD" => Action::Kill,
         // TRAP, TRACE and NOTIFY need a program that answers.
-        other => return Err(ImportError::Action { action: other.to_owned(), at: at.to_owned() }),
+        other => {
+            return Err(ImportError::Action {
+                action: other.to_owned(),
+                at: at.to_owned(),
+            });
+        }
     })
 }
 
@@ -145,7 +166,11 @@ pub fn import(text: &str, context: &ImportContext<'_>, file: &str) -> Result<Imp
     let parsed: File = serde_json::from_str(text).map_err(|error| {
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or_default().to_owned();
-        ImportError::Json { message, line: error.line(), column: error.column() }
+        ImportError::Json {
+            message,
+            line: error.line(),
+            column: error.column(),
+        }
     })?;
     let mut imported = Imported {
         rules: Vec::new(),
@@ -154,7 +179,11 @@ pub fn import(text: &str, context: &ImportContext<'_>, file: &str) -> Result<Imp
     };
     for (index, rule) in parsed.syscalls.iter().enumerate() {
         let at = format!("/syscalls/{index}");
-        let verdict = action(&rule.action, rule.errno_ret.or(parsed.default_errno_ret), &format!("{at}/action"))?;
+        let verdict = action(
+            &rule.action,
+            rule.errno_ret.or(parsed.default_errno_ret),
+            &format!("{at}/action"),
+        )?;
         let args = rule
             .args
             .iter()
@@ -167,11 +196,23 @@ pub fn import(text: &str, context: &ImportContext<'_>, file: &str) -> Result<Imp
         if !wanted {
             continue;
         }
-        let (names, unknown): (Vec<String>, Vec<String>) =
-            rule.names.iter().chain(&rule.name).cloned().partition(|name| super::is_known(name));
+        let (names, unknown): (Vec<String>, Vec<String>) = rule
+            .names
+            .iter()
+            .chain(&rule.name)
+            .cloned()
+            .partition(|name| super::is_known(name));
         imported.unknown_names.extend(unknown);
-        let origin = Origin { file: file.into(), pointer: at };
-        imported.rules.push(SyscallRule { names, args, action: verdict, origin });
+        let origin = Origin {
+            file: file.into(),
+            pointer: at,
+        };
+        imported.rules.push(SyscallRule {
+            names,
+            args,
+            action: verdict,
+            origin,
+        });
     }
     Ok(imported)
 }
@@ -180,7 +221,10 @@ fn argument(arg: &Arg, at: &str) -> Result<ArgTest, ImportError> {
     let index = u8::try_from(arg.index)
         .ok()
         .filter(|index| *index <= 5)
-        .ok_or_else(|| ImportError::Index { index: arg.index, at: at.to_owned() })?;
+        .ok_or_else(|| ImportError::Index {
+            index: arg.index,
+            at: at.to_owned(),
+        })?;
     let (op, value) = match arg.op.as_str() {
         "SCMP_CMP_EQ" => (ArgOp::Eq, arg.value),
         "SCMP_CMP_NE" => (ArgOp::Ne, arg.value),
@@ -189,7 +233,12 @@ fn argument(arg: &Arg, at: &str) -> Result<ArgTest, ImportError> {
         "SCMP_CMP_GT" => (ArgOp::Gt, arg.value),
         "SCMP_CMP_GE" => (ArgOp::Ge, arg.value),
         "SCMP_CMP_MASKED_EQ" => (ArgOp::MaskedEq { mask: arg.value }, arg.value_two),
-        other => return Err(ImportError::Op { op: other.to_owned(), at: at.to_owned() }),
+        other => {
+            return Err(ImportError::Op {
+                op: other.to_owned(),
+                at: at.to_owned(),
+            });
+        }
     };
     Ok(ArgTest { index, op, value })
 }
@@ -198,7 +247,11 @@ fn argument(arg: &Arg, at: &str) -> Result<ArgTest, ImportError> {
 mod tests {
     use super::*;
 
-    const CONTEXT: ImportContext<'_> = ImportContext { arch: "amd64", capabilities: &[], kernel: (5, 10) };
+    const CONTEXT: ImportContext<'_> = ImportContext {
+        arch: "amd64",
+        capabilities: &[],
+        kernel: (5, 10),
+    };
 
     #[test]
     fn conditions_on_capabilities_and_kernels_are_judged() {
@@ -213,13 +266,20 @@ mod tests {
         assert_eq!(names, ["read", "ptrace", "clone"]);
         assert_eq!(imported.unknown_names, ["no_such_call"]);
         assert_eq!(imported.default_action, Action::Errno(38));
-        assert_eq!(imported.rules[2].args[0].op, ArgOp::MaskedEq { mask: 2_114_060_288 });
+        assert_eq!(
+            imported.rules[2].args[0].op,
+            ArgOp::MaskedEq { mask: 2_114_060_288 }
+        );
     }
 
     #[test]
     fn what_cannot_be_expressed_is_named_with_its_place() {
-        let text = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_TRACE"}]}"#;
+        let text =
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_TRACE"}]}"#;
         let error = import(text, &CONTEXT, "x").unwrap_err();
-        assert_eq!(error.to_string(), "/syscalls/0/action: the action SCMP_ACT_TRACE cannot be imported");
+        assert_eq!(
+            error.to_string(),
+            "/syscalls/0/action: the action SCMP_ACT_TRACE cannot be imported"
+        );
     }
 }

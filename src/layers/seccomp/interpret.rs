@@ -1,5 +1,7 @@
 //! A classic-BPF interpreter over `struct seccomp_data`, for tests.
 
+#![expect(clippy::cast_possible_truncation, reason = "the machine has 32-bit words")]
+
 use libc::sock_filter;
 
 /// What a filter sees.
@@ -17,7 +19,11 @@ impl Data {
             4 => self.arch,
             16.. => {
                 let arg = self.args[(offset as usize - 16) / 8];
-                if offset.is_multiple_of(8) { arg as u32 } else { (arg >> 32) as u32 }
+                if offset.is_multiple_of(8) {
+                    arg as u32
+                } else {
+                    (arg >> 32) as u32
+                }
             }
             other => panic!("load at {other}"),
         }

@@ -1,6 +1,8 @@
 //! seccomp(2): which system calls pass. [`plan`] resolves names to a chain of rules a number, [`bpf`] turns the
 //! chains into a program, [`SeccompPlan::decide`] is the reference both for tests and for answering notifications.
 
+#![expect(clippy::cast_possible_truncation, reason = "errno constants are small")]
+
 pub mod bpf;
 mod groups;
 pub mod import;
@@ -23,7 +25,10 @@ use numbers::X86_64 as NATIVE;
 /// Number of a system call on this architecture.
 #[must_use]
 pub fn number(name: &str) -> Option<u32> {
-    NATIVE.binary_search_by(|(n, _)| (*n).cmp(name)).ok().map(|index| NATIVE[index].1)
+    NATIVE
+        .binary_search_by(|(n, _)| (*n).cmp(name))
+        .ok()
+        .map(|index| NATIVE[index].1)
 }
 
 /// Name of a system call on this architecture.
@@ -35,7 +40,9 @@ pub fn name(number: u32) -> Option<&'static str> {
 /// Is this a system call's name on any architecture we know?
 #[must_use]
 pub fn is_known(name: &str) -> bool {
-    [numbers::X86_64, numbers::AARCH64].iter().any(|t| t.binary_search_by(|(n, _)| (*n).cmp(name)).is_ok())
+    [numbers::X86_64, numbers::AARCH64]
+        .iter()
+        .any(|t| t.binary_search_by(|(n, _)| (*n).cmp(name)).is_ok())
 }
 
 /// Members of a group (`@file-io`), groups in it resolved.
@@ -62,7 +69,11 @@ pub fn group_names() -> impl Iterator<Item = &'static str> {
 #[expect(missing_docs, reason = "the fields are what the message shows")]
 pub enum SeccompError {
     /// No such system call or group.
-    UnknownName { name: String, meant: Option<&'static str>, origin: Origin },
+    UnknownName {
+        name: String,
+        meant: Option<&'static str>,
+        origin: Origin,
+    },
     /// More than the kernel's 4096 instructions.
     TooLong { instructions: usize },
     /// An argument index above 5.
@@ -77,7 +88,10 @@ impl fmt::Display for SeccompError {
             }
             SeccompError::UnknownName { name, .. } => write!(f, "there is no system call named {name}"),
             SeccompError::TooLong { instructions } => {
-                write!(f, "the filter has {instructions} instructions, more than the kernel's 4096")
+                write!(
+                    f,
+                    "the filter has {instructions} instructions, more than the kernel's 4096"
+                )
             }
             SeccompError::ArgIndex { index, .. } => {
                 write!(f, "a system call has arguments 0 to 5, not {index}")
@@ -93,8 +107,12 @@ impl SeccompError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            SeccompError::UnknownName { meant: Some(meant), .. } => Some(format!("did you mean {meant}?")),
-            SeccompError::UnknownName { .. } => Some("names are as in syscalls(2); groups start with @".into()),
+            SeccompError::UnknownName {
+                meant: Some(meant), ..
+            } => Some(format!("did you mean {meant}?")),
+            SeccompError::UnknownName { .. } => {
+                Some("names are as in syscalls(2); groups start with @".into())
+            }
             SeccompError::TooLong { .. } => Some("use fewer rules with arguments".into()),
             SeccompError::ArgIndex { .. } => None,
         }
@@ -143,7 +161,11 @@ impl Serialize for SeccompPlan {
         for (number, chain) in &self.chains {
             let call = name(*number).map_or_else(|| number.to_string(), str::to_owned);
             for link in chain {
-                let call = if link.tests.is_empty() { call.clone() } else { format!("{call}(…)") };
+                let call = if link.tests.is_empty() {
+                    call.clone()
+                } else {
+                    format!("{call}(…)")
+                };
                 by_action.entry(action_name(link.action)).or_default().push(call);
             }
         }
@@ -187,13 +209,25 @@ impl SeccompPlan {
             for link in chain {
                 if link.tests.iter().all(|test| holds(test, args)) {
                     let origin = &self.origins[link.origin];
-                    return Decision { action: link.action, origin, quiet: link.quiet };
+                    return Decision {
+                        action: link.action,
+                        origin,
+                        quiet: link.quiet,
+                    };
                 }
             }
         } else if name(number).is_none() {
-            return Decision { action: self.unknown_action, origin: &self.origins[0], quiet: false };
+            return Decision {
+                action: self.unknown_action,
+                origin: &self.origins[0],
+                quiet: false,
+            };
         }
-        Decision { action: self.default_action, origin: &self.origins[0], quiet: false }
+        Decision {
+            action: self.default_action,
+            origin: &self.origins[0],
+            quiet: false,
+        }
     }
 
     /// Can this call pass with any arguments?
@@ -212,7 +246,11 @@ impl SeccompPlan {
     /// Names of calls that can pass.
     #[must_use]
     pub fn passing(&self) -> Vec<&'static str> {
-        NATIVE.iter().filter(|(_, number)| self.may_pass(*number)).map(|(name, _)| *name).collect()
+        NATIVE
+            .iter()
+            .filter(|(_, number)| self.may_pass(*number))
+            .map(|(name, _)| *name)
+            .collect()
     }
 }
 
@@ -242,7 +280,12 @@ impl Planner {
         let chain = self.plan.chains.entry(number).or_default();
         // Behind a rule without tests nothing is reached.
         if !chain.last().is_some_and(|link| link.tests.is_empty()) {
-            chain.push(Link { tests: tests.to_vec(), action, origin, quiet });
+            chain.push(Link {
+                tests: tests.to_vec(),
+                action,
+                origin,
+                quiet,
+            });
         }
     }
 
@@ -256,8 +299,15 @@ impl Planner {
 ///
 /// # Errors
 /// A name that does not exist.
-pub fn plan(syscalls: &Syscalls, network: Option<(NetworkMode, &Origin)>) -> Result<SeccompPlan, SeccompError> {
-    let unknown = if syscalls.default_action == Action::Kill { Action::Kill } else { Action::Errno(libc::ENOSYS as u16) };
+pub fn plan(
+    syscalls: &Syscalls,
+    network: Option<(NetworkMode, &Origin)>,
+) -> Result<SeccompPlan, SeccompError> {
+    let unknown = if syscalls.default_action == Action::Kill {
+        Action::Kill
+    } else {
+        Action::Errno(libc::ENOSYS as u16)
+    };
     let mut planner = Planner {
         plan: SeccompPlan {
             chains: BTreeMap::new(),
@@ -266,16 +316,18 @@ pub fn plan(syscalls: &Syscalls, network: Option<(NetworkMode, &Origin)>) -> Res
             origins: vec![syscalls.default_origin.clone()],
         },
     };
-    let nested = syscalls
-        .rules
-        .iter()
-        .any(|r| matches!(r.action, Action::Allow) && r.names.iter().any(|n| n == "unshare" || n == "@namespace"));
+    let nested = syscalls.rules.iter().any(|r| {
+        matches!(r.action, Action::Allow) && r.names.iter().any(|n| n == "unshare" || n == "@namespace")
+    });
     structural(&mut planner, nested);
     for rule in &syscalls.rules {
         let origin = planner.origin(rule.origin.clone());
         for test in &rule.args {
             if test.index > 5 {
-                return Err(SeccompError::ArgIndex { index: test.index, origin: rule.origin.clone() });
+                return Err(SeccompError::ArgIndex {
+                    index: test.index,
+                    origin: rule.origin.clone(),
+                });
             }
         }
         for name in &rule.names {
@@ -291,28 +343,45 @@ pub fn plan(syscalls: &Syscalls, network: Option<(NetworkMode, &Origin)>) -> Res
 }
 
 fn resolve<'a>(name: &'a str, origin: &Origin) -> Result<Vec<&'a str>, SeccompError> {
-    let unknown = |meant| SeccompError::UnknownName { name: name.to_owned(), meant, origin: origin.clone() };
+    let unknown = |meant| SeccompError::UnknownName {
+        name: name.to_owned(),
+        meant,
+        origin: origin.clone(),
+    };
     if name.starts_with('@') {
         return group(name).ok_or_else(|| unknown(crate::profile::suggest::closest(name, group_names())));
     }
     if is_known(name) {
         return Ok(vec![name]);
     }
-    Err(unknown(crate::profile::suggest::closest(name, numbers::X86_64.iter().map(|(n, _)| *n))))
+    Err(unknown(crate::profile::suggest::closest(
+        name,
+        numbers::X86_64.iter().map(|(n, _)| *n),
+    )))
 }
 
 /// What holds whatever the profile says, because one call can do the work of another that it denies.
 fn structural(planner: &mut Planner, nested: bool) {
     let eperm = Action::Errno(libc::EPERM as u16);
-    let origin = planner.origin(Origin { file: "builtin:structure".into(), pointer: "/syscalls".into() });
-    let masked = |index, mask, value| ArgTest { index, op: ArgOp::MaskedEq { mask }, value };
+    let origin = planner.origin(Origin {
+        file: "builtin:structure".into(),
+        pointer: "/syscalls".into(),
+    });
+    let masked = |index, mask, value| ArgTest {
+        index,
+        op: ArgOp::MaskedEq { mask },
+        value,
+    };
     // The kernel's own way back from a signal, and the ways to end.
     for name in ["rt_sigreturn", "restart_syscall", "exit", "exit_group"] {
         planner.rule(name, &[], Action::Allow, origin, false);
     }
     if !nested {
         // Any bit of CLONE_NEW*: a rule a bit, for a masked test cannot say "not zero".
-        for bit in (0..32).map(|n| 1u64 << n).filter(|bit| CLONE_NEW & bit != 0 && *bit != 0x80) {
+        for bit in (0..32)
+            .map(|n| 1u64 << n)
+            .filter(|bit| CLONE_NEW & bit != 0 && *bit != 0x80)
+        {
             planner.rule("clone", &[masked(0, bit, bit)], eperm, origin, false);
         }
     }
@@ -324,18 +393,34 @@ fn structural(planner: &mut Planner, nested: bool) {
     }
     // Only questions, and the default execution domain.
     for allowed in [0, LOW] {
-        planner.rule("personality", &[masked(0, LOW, allowed)], Action::Allow, origin, false);
+        planner.rule(
+            "personality",
+            &[masked(0, LOW, allowed)],
+            Action::Allow,
+            origin,
+            false,
+        );
     }
     planner.rule("personality", &[], eperm, origin, false);
     // A listener of its own would take precedence over ours. (seccomp_unotify(2))
     let new_listener = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
-    planner.rule("seccomp", &[masked(1, new_listener, new_listener)], eperm, origin, false);
+    planner.rule(
+        "seccomp",
+        &[masked(1, new_listener, new_listener)],
+        eperm,
+        origin,
+        false,
+    );
 }
 
 /// Narrows every rule that lets a socket be made to the families that the network mode leaves.
 fn families(planner: &mut Planner, mode: NetworkMode, origin: &Origin) {
     let origin = planner.origin(origin.clone());
-    let low = |index, value: i32| ArgTest { index, op: ArgOp::MaskedEq { mask: LOW }, value: value.unsigned_abs().into() };
+    let low = |index, value: i32| ArgTest {
+        index,
+        op: ArgOp::MaskedEq { mask: LOW },
+        value: value.unsigned_abs().into(),
+    };
     let mut kept = vec![vec![low(0, libc::AF_UNIX)]];
     if mode != NetworkMode::None {
         kept.push(vec![low(0, libc::AF_INET)]);
@@ -345,7 +430,9 @@ fn families(planner: &mut Planner, mode: NetworkMode, origin: &Origin) {
     }
     let refuse = Action::Errno(libc::EAFNOSUPPORT as u16);
     for call in ["socket", "socketpair"] {
-        let Some(chain) = number(call).and_then(|number| planner.plan.chains.get_mut(&number)) else { continue };
+        let Some(chain) = number(call).and_then(|number| planner.plan.chains.get_mut(&number)) else {
+            continue;
+        };
         let mut narrowed = Vec::new();
         for link in chain.drain(..) {
             if !matches!(link.action, Action::Allow | Action::Log) {
@@ -354,9 +441,17 @@ fn families(planner: &mut Planner, mode: NetworkMode, origin: &Origin) {
             }
             for family in &kept {
                 let tests = link.tests.iter().chain(family).copied().collect();
-                narrowed.push(Link { tests, ..link.clone() });
+                narrowed.push(Link {
+                    tests,
+                    ..link.clone()
+                });
             }
-            narrowed.push(Link { tests: link.tests.clone(), action: refuse, origin, quiet: false });
+            narrowed.push(Link {
+                tests: link.tests.clone(),
+                action: refuse,
+                origin,
+                quiet: false,
+            });
         }
         *chain = narrowed;
     }
@@ -368,7 +463,10 @@ mod tests {
     use crate::profile::model::SyscallRule;
 
     pub(super) fn origin(pointer: &str) -> Origin {
-        Origin { file: "t.json".into(), pointer: pointer.into() }
+        Origin {
+            file: "t.json".into(),
+            pointer: pointer.into(),
+        }
     }
 
     pub(super) fn syscalls(rules: &[(&[&str], Action)]) -> Syscalls {
@@ -389,7 +487,11 @@ mod tests {
     }
 
     fn default_plan(mode: NetworkMode) -> SeccompPlan {
-        plan(&syscalls(&[(&["@default"], Action::Allow)]), Some((mode, &origin("/network")))).unwrap()
+        plan(
+            &syscalls(&[(&["@default"], Action::Allow)]),
+            Some((mode, &origin("/network"))),
+        )
+        .unwrap()
     }
 
     fn decide(plan: &SeccompPlan, call: &str, args: [u64; 6]) -> Action {
@@ -401,8 +503,11 @@ mod tests {
         for table in [numbers::X86_64, numbers::AARCH64] {
             assert!(table.is_sorted_by(|a, b| a.0 < b.0));
         }
-        let grouped: Vec<_> =
-            groups::GROUPS.iter().flat_map(|(_, m)| m.iter()).filter(|m| !m.starts_with('@')).collect();
+        let grouped: Vec<_> = groups::GROUPS
+            .iter()
+            .flat_map(|(_, m)| m.iter())
+            .filter(|m| !m.starts_with('@'))
+            .collect();
         for (name, _) in numbers::X86_64 {
             assert!(grouped.contains(&name), "{name} is in no group");
         }
@@ -415,11 +520,40 @@ mod tests {
     fn the_default_group_lets_nothing_dangerous_pass() {
         let plan = default_plan(NetworkMode::Host);
         for call in [
-            "mount", "fsopen", "open_tree", "move_mount", "mount_setattr", "umount2", "pivot_root", "chroot", "ptrace",
-            "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd", "io_uring_setup", "bpf",
-            "perf_event_open", "userfaultfd", "keyctl", "add_key", "request_key", "unshare", "setns", "kexec_load",
-            "init_module", "swapon", "reboot", "quotactl", "acct", "syslog", "settimeofday", "clock_settime",
-            "open_by_handle_at", "fanotify_init", "clone3",
+            "mount",
+            "fsopen",
+            "open_tree",
+            "move_mount",
+            "mount_setattr",
+            "umount2",
+            "pivot_root",
+            "chroot",
+            "ptrace",
+            "process_vm_readv",
+            "process_vm_writev",
+            "kcmp",
+            "pidfd_getfd",
+            "io_uring_setup",
+            "bpf",
+            "perf_event_open",
+            "userfaultfd",
+            "keyctl",
+            "add_key",
+            "request_key",
+            "unshare",
+            "setns",
+            "kexec_load",
+            "init_module",
+            "swapon",
+            "reboot",
+            "quotactl",
+            "acct",
+            "syslog",
+            "settimeofday",
+            "clock_settime",
+            "open_by_handle_at",
+            "fanotify_init",
+            "clone3",
         ] {
             assert!(!plan.may_pass(number(call).unwrap()), "{call}");
         }
@@ -429,8 +563,20 @@ mod tests {
     fn clone_may_not_make_namespaces() {
         let plan = default_plan(NetworkMode::None);
         assert_eq!(decide(&plan, "clone", [17, 0, 0, 0, 0, 0]), Action::Allow);
-        for flag in [0x1000_0000, 0x0002_0000, 0x4000_0000u64, 0x2000_0000, 0x0800_0000, 0x0400_0000, 0x0200_0000] {
-            assert_eq!(decide(&plan, "clone", [flag | 17, 0, 0, 0, 0, 0]), Action::Errno(1), "{flag:x}");
+        for flag in [
+            0x1000_0000,
+            0x0002_0000,
+            0x4000_0000u64,
+            0x2000_0000,
+            0x0800_0000,
+            0x0400_0000,
+            0x0200_0000,
+        ] {
+            assert_eq!(
+                decide(&plan, "clone", [flag | 17, 0, 0, 0, 0, 0]),
+                Action::Errno(1),
+                "{flag:x}"
+            );
         }
     }
 
@@ -438,7 +584,10 @@ mod tests {
     fn terminal_injection_is_refused_whatever_the_high_bits_are() {
         let plan = default_plan(NetworkMode::None);
         assert_eq!(decide(&plan, "ioctl", [0, 0x5412, 0, 0, 0, 0]), Action::Errno(1));
-        assert_eq!(decide(&plan, "ioctl", [0, 0x5412 | 1 << 32, 0, 0, 0, 0]), Action::Errno(1));
+        assert_eq!(
+            decide(&plan, "ioctl", [0, 0x5412 | 1 << 32, 0, 0, 0, 0]),
+            Action::Errno(1)
+        );
         assert_eq!(decide(&plan, "ioctl", [0, 0x5413, 0, 0, 0, 0]), Action::Allow);
     }
 
@@ -447,10 +596,24 @@ mod tests {
         let refuse = Action::Errno(libc::EAFNOSUPPORT as u16);
         let none = default_plan(NetworkMode::None);
         let host = default_plan(NetworkMode::Host);
-        for (family, in_none, in_host) in [(1, true, true), (2, false, true), (10, false, true), (17, false, false), (40, false, false)] {
+        for (family, in_none, in_host) in [
+            (1, true, true),
+            (2, false, true),
+            (10, false, true),
+            (17, false, false),
+            (40, false, false),
+        ] {
             let expect = |pass| if pass { Action::Allow } else { refuse };
-            assert_eq!(decide(&none, "socket", [family, 1, 0, 0, 0, 0]), expect(in_none), "none {family}");
-            assert_eq!(decide(&host, "socket", [family, 1, 0, 0, 0, 0]), expect(in_host), "host {family}");
+            assert_eq!(
+                decide(&none, "socket", [family, 1, 0, 0, 0, 0]),
+                expect(in_none),
+                "none {family}"
+            );
+            assert_eq!(
+                decide(&host, "socket", [family, 1, 0, 0, 0, 0]),
+                expect(in_host),
+                "host {family}"
+            );
         }
         assert_eq!(decide(&host, "socket", [16, 3, 0, 0, 0, 0]), Action::Allow);
         assert_eq!(decide(&host, "socket", [16, 3, 9, 0, 0, 0]), refuse);
@@ -458,15 +621,28 @@ mod tests {
 
     #[test]
     fn the_first_rule_decides_and_is_named() {
-        let plan = plan(&syscalls(&[(&["mkdir"], Action::Errno(13)), (&["@file-system"], Action::Allow)]), None).unwrap();
+        let plan = plan(
+            &syscalls(&[
+                (&["mkdir"], Action::Errno(13)),
+                (&["@file-system"], Action::Allow),
+            ]),
+            None,
+        )
+        .unwrap();
         let decision = plan.decide(number("mkdir").unwrap(), &[0; 6]);
-        assert_eq!((decision.action, decision.origin.pointer.as_str()), (Action::Errno(13), "/syscalls/0"));
+        assert_eq!(
+            (decision.action, decision.origin.pointer.as_str()),
+            (Action::Errno(13), "/syscalls/0")
+        );
         assert_eq!(decide(&plan, "rmdir", [0; 6]), Action::Allow);
     }
 
     #[test]
     fn unknown_numbers_answer_enosys_so_that_libc_falls_back() {
-        assert_eq!(default_plan(NetworkMode::None).decide(600, &[0; 6]).action, Action::Errno(38));
+        assert_eq!(
+            default_plan(NetworkMode::None).decide(600, &[0; 6]).action,
+            Action::Errno(38)
+        );
     }
 
     #[test]
