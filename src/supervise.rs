@@ -30,6 +30,8 @@ pub(crate) use streams::Streams;
 const GRACE: Duration = Duration::from_secs(5);
 /// How often a tree without a cgroup is looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often a counter is read that nobody announces.
+const LOOK_REFUSED: Duration = Duration::from_millis(100);
 
 /// The signals that are taken from the calling thread for the command. Unblocked on drop.
 #[derive(Debug)]
@@ -190,6 +192,8 @@ struct Supervisor<'a> {
     look_memory: bool,
     look_processes: bool,
     look_cpu: bool,
+    /// v1 does not announce that a fork was refused.
+    look_refused: bool,
 }
 
 /// Watches a run to its end.
@@ -223,6 +227,7 @@ pub(crate) fn supervise(
         look_memory: limits.memory_bytes.is_some() && has_cgroup(plan.cgroup.limits_memory()),
         look_processes: limits.processes.is_some() && has_cgroup(plan.cgroup.limits_processes()),
         look_cpu: limits.cpu_time.is_some() && has_cgroup(plan.cgroup.accounts_cpu()),
+        look_refused: plan.cgroup.limits_processes() && limits.on_process_limit == OnProcessLimit::Kill,
         running,
     };
     s.watch_all(signals.as_ref())?;
@@ -465,6 +470,18 @@ impl Supervisor<'_> {
             self.end_by(Limit::CpuTime);
             return;
         }
+        if self.look_refused && now >= self.next_look_ns {
+            self.next_look_ns = now + as_ns(LOOK_REFUSED);
+            if self
+                .running
+                .cgroup
+                .as_ref()
+                .is_some_and(|c| c.usage().process_limit_hits > 0)
+            {
+                self.end_by(Limit::Processes);
+                return;
+            }
+        }
         if (self.look_memory || self.look_processes || self.look_cpu) && now >= self.next_look_ns {
             self.next_look_ns = now + as_ns(LOOK);
             let look = tree::look(self.running.child.pid);
@@ -499,7 +516,7 @@ impl Supervisor<'_> {
                 let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
                 sooner(as_ns(limit).saturating_sub(used) / cpus);
             }
-            if self.look_memory || self.look_processes || self.look_cpu {
+            if self.look_memory || self.look_processes || self.look_cpu || self.look_refused {
                 sooner(self.next_look_ns.saturating_sub(now));
             }
         }

@@ -1,6 +1,8 @@
 //! Real launches of the built binary: what works, what is denied, how each limit ends a run. As the user who runs
 //! the tests and, when that is root, as an ordinary user too.
 
+#![expect(clippy::print_stderr, reason = "a test that cannot run says so")]
+
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;

@@ -192,7 +192,7 @@ fn apply(options: &Run, profile: &mut Profile, host: &Host) -> Result<(), String
         limits.processes = Some(number);
     }
     if let Some(number) = options.cpus {
-        if !(number > 0.0) {
+        if number.is_nan() || number <= 0.0 {
             return Err(format!("--cpus {number}: it must be more than 0"));
         }
         limits.cpus = Some(number);

@@ -20,12 +20,12 @@ impl Variables {
         let mut rest = text;
         while let Some(at) = rest.find("${") {
             if rest[..at].ends_with('$') {
-                out.extend_from_slice(rest[..at - 1].as_bytes());
+                out.extend_from_slice(&rest.as_bytes()[..at - 1]);
                 out.extend_from_slice(b"${");
                 rest = &rest[at + 2..];
                 continue;
             }
-            out.extend_from_slice(rest[..at].as_bytes());
+            out.extend_from_slice(&rest.as_bytes()[..at]);
             let after = &rest[at + 2..];
             let end = after.find('}').ok_or("a \"${\" is not closed by \"}\"")?;
             let name = &after[..end];

@@ -1,7 +1,3 @@
-#![expect(
-    clippy::cast_possible_truncation,
-    reason = "descriptors, pids and ioctl numbers come from the kernel as wider registers"
-)]
 #![expect(unsafe_code, reason = "a page shared between processes")]
 //! The page that the supervisor, init and the command share until exec: it carries the first fault across.
 

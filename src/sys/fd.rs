@@ -316,8 +316,8 @@ pub(crate) fn loopback_up() -> Result<(), Errno> {
     // SAFETY: all-zero is a valid ifreq; the name stays NUL-terminated, and the request reads only name and flags.
     let result = unsafe {
         let mut request: libc::ifreq = std::mem::zeroed();
-        request.ifr_name[0] = b'l' as libc::c_char;
-        request.ifr_name[1] = b'o' as libc::c_char;
+        request.ifr_name[0] = b'l'.cast_signed();
+        request.ifr_name[1] = b'o'.cast_signed();
         request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
         check(libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw mut request).into())
     };
