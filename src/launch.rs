@@ -103,6 +103,22 @@ fn c_string(bytes: &[u8]) -> Result<CString, Error> {
         .map_err(|_| Error::failed(format!("{:?} holds a NUL byte", String::from_utf8_lossy(bytes))))
 }
 
+/// For `/proc/self/timens_offsets` (time_namespaces(7)): both clocks read about zero now.
+fn time_offsets() -> Result<Vec<u8>, Error> {
+    use nix::time::{ClockId, clock_gettime};
+    let mut text = String::new();
+    for (name, clock) in [
+        ("monotonic", ClockId::CLOCK_MONOTONIC),
+        ("boottime", ClockId::CLOCK_BOOTTIME),
+    ] {
+        let now = clock_gettime(clock)
+            .map_err(|e| Error::failed(format!("cannot read the clock {name}: {}", e.desc())))?;
+        // Whole seconds, so that no clock reads less than nothing, which the kernel refuses.
+        text.push_str(&format!("{name} -{} 0\n", now.tv_sec()));
+    }
+    Ok(text.into_bytes())
+}
+
 /// What execvp(3) would try.
 fn candidates(plan: &Plan) -> Result<Vec<CString>, Error> {
     let command = plan.command[0].as_bytes();
@@ -218,7 +234,7 @@ fn arm(plan: &Plan, ours: OwnedFd, cgroup: Option<&ArmedCgroup>, streams: &Strea
             .transpose()?,
         loopback: plan.network == NetworkMode::Loopback && plan.namespaces.unshared.contains(&"net"),
         pid_namespace: plan.namespaces.unshared.contains(&"pid"),
-        time_namespace: plan.namespaces.time,
+        time_offsets: plan.namespaces.time.then(time_offsets).transpose()?,
         keyring: true,
         capabilities: plan.capabilities.clone(),
         trees: vec![-1; mounts.as_ref().map_or(0, |m| m.trees.len())],
@@ -310,9 +326,9 @@ fn write_maps(pid: i32, ids: IdMap, plan: &Plan) -> Result<(), Error> {
         .ok()
         .flatten()
         .map_or(user.to_string(), |u| u.name);
-    for (tool, file, own, inner) in [
-        ("newuidmap", "/etc/subuid", user, 1000u32),
-        ("newgidmap", "/etc/subgid", group, 1000),
+    for (tool, file, own) in [
+        ("newuidmap", "/etc/subuid", user),
+        ("newgidmap", "/etc/subgid", group),
     ] {
         let text = std::fs::read_to_string(file).unwrap_or_default();
         let range = text.lines().find_map(|line| {
@@ -322,11 +338,10 @@ fn write_maps(pid: i32, ids: IdMap, plan: &Plan) -> Result<(), Error> {
             (owner == name || owner == user.to_string()).then_some((start, count))
         });
         let hint = format!("add a line `{name}:100000:65536` to {file}, or set identity.id_count to 1");
-        let Some((start, count)) = range.filter(|(_, count)| *count + 1 >= ids.count) else {
+        let Some((start, _)) = range.filter(|(_, count)| *count + 1 >= ids.count) else {
             let message = format!("namespaces: {file} gives {name} fewer than {} ids", ids.count - 1);
             return Err(Error::new(ErrorKind::Refused, message, Some(hint)));
         };
-        debug_assert!(count > 0 && inner > 0);
         // Our own id becomes 0, the range what follows. By absolute path: PATH is the caller's. (A08)
         let arguments = [pid, 0]
             .map(|n| n.to_string())

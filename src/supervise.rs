@@ -209,7 +209,6 @@ pub(crate) fn supervise(
 ) -> Result<Report, Error> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
         .map_err(|e| Error::failed(format!("cannot make an epoll instance: {}", e.desc())))?;
-    let has_cgroup = |what: bool| !what;
     let limits = &plan.limits;
     let mut s = Supervisor {
         plan,
@@ -224,9 +223,9 @@ pub(crate) fn supervise(
         interrupts: 0,
         seen: tree::Seen::default(),
         next_look_ns: 0,
-        look_memory: limits.memory_bytes.is_some() && has_cgroup(plan.cgroup.limits_memory()),
-        look_processes: limits.processes.is_some() && has_cgroup(plan.cgroup.limits_processes()),
-        look_cpu: limits.cpu_time.is_some() && has_cgroup(plan.cgroup.accounts_cpu()),
+        look_memory: limits.memory_bytes.is_some() && !plan.cgroup.limits_memory(),
+        look_processes: limits.processes.is_some() && !plan.cgroup.limits_processes(),
+        look_cpu: limits.cpu_time.is_some() && !plan.cgroup.accounts_cpu(),
         look_refused: plan.cgroup.limits_processes() && limits.on_process_limit == OnProcessLimit::Kill,
         running,
     };

@@ -444,3 +444,68 @@ fn every_builtin_profile_loads_and_plans() {
         assert_eq!(plan["profile"], name);
     }
 }
+
+#[test]
+fn a_time_namespace_hides_how_long_the_machine_is_up() {
+    for caller in callers() {
+        let bench = Bench::new(caller);
+        let profile = bench.work().join("p.json");
+        std::fs::write(
+            &profile,
+            r#"{"extends": "default", "namespaces": {"time": true}}"#,
+        )
+        .unwrap();
+        if caller == Caller::Nobody {
+            std::os::unix::fs::chown(&profile, Some(65_534), None).unwrap();
+        }
+        let outside = std::fs::read_to_string("/proc/uptime").unwrap();
+        let outside: f64 = outside.split(' ').next().unwrap().parse().unwrap();
+        let output = bench.run(&["run", "./p.json", "--", "cat", "/proc/uptime"]);
+        let inside: f64 = stdout(&output)
+            .split(' ')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap_or(f64::MAX);
+        assert!(
+            inside < 60.0 && inside < outside,
+            "{caller:?} {inside} {}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn writes_to_an_overlay_succeed_and_vanish() {
+    for caller in callers() {
+        let bench = Bench::new(caller);
+        let profile = bench.work().join("p.json");
+        let text = r#"{"extends": "default", "mounts": [{"type": "overlay", "destination": "/over", "lower": ["${CWD}"]}]}"#;
+        std::fs::write(&profile, text).unwrap();
+        if caller == Caller::Nobody {
+            std::os::unix::fs::chown(&profile, Some(65_534), None).unwrap();
+        }
+        let output = bench.run(&[
+            "run",
+            "./p.json",
+            "--",
+            "sh",
+            "-c",
+            "echo y > /over/new && ls /over",
+        ]);
+        assert_eq!(stdout(&output), "new\np.json\n", "{caller:?} {}", stderr(&output));
+        assert!(!bench.work().join("new").exists());
+    }
+}
+
+#[test]
+fn a_full_disk_for_the_report_is_an_error_and_no_raw_number() {
+    let bench = Bench::new(Caller::Tester);
+    let output = bench.run(&["run", "--report", "/dev/full", "default", "--", "true"]);
+    assert_eq!(output.status.code(), Some(125));
+    assert!(
+        stderr(&output).contains("No space left on device\n"),
+        "{}",
+        stderr(&output)
+    );
+}

@@ -50,6 +50,10 @@ fn build(armed: &mut Armed) -> Result<Room, Fault> {
     if armed.cgroup_namespace {
         process::unshare(libc::CLONE_NEWCGROUP).map_err(Stage::CgroupNamespace.fault())?;
     }
+    // While our /proc entry is still our own: a change of ids gives it to root.
+    if let Some(offsets) = &armed.time_offsets {
+        time_namespace(offsets).map_err(Stage::TimeNamespace.fault())?;
+    }
     process::reset_signals().map_err(Stage::Signals.fault())?;
     process::umask(0o022);
     if armed.keyring {
@@ -94,14 +98,20 @@ fn build(armed: &mut Armed) -> Result<Room, Fault> {
     } else {
         None
     };
-    if armed.time_namespace {
-        process::unshare(process::CLONE_NEWTIME as i32).map_err(Stage::TimeNamespace.fault())?;
-    }
     Ok(Room {
         terminal,
         attributes,
         children,
     })
+}
+
+/// A time namespace for our children, its clocks set before anything enters it.
+fn time_namespace(offsets: &[u8]) -> Result<(), Errno> {
+    process::unshare(process::CLONE_NEWTIME as i32)?;
+    let file = fd::openat(fd::CWD, c"/proc/self/timens_offsets", libc::O_WRONLY, 0)?;
+    let result = fd::write_all(file, offsets);
+    fd::close(file);
+    result
 }
 
 fn mount_fault(fault: MountFault) -> Fault {
@@ -150,7 +160,7 @@ fn start(armed: &Armed, room: &Room) -> Result<(i32, RawFd, Option<RawFd>), Faul
         armed.board.set_fault(fault.raw());
         process::exit_now(if fault.stage == Stage::Exec { 127 } else { 125 });
     };
-    let command = process::spawn_sharing(&armed.stack, armed.time_namespace, &mut body)
+    let command = process::spawn_sharing(&armed.stack, armed.time_offsets.is_some(), &mut body)
         .map_err(Stage::Spawn.fault())?;
     if armed.board.fault().is_some() {
         process::exit_now(125);

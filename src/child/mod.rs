@@ -146,8 +146,8 @@ pub(crate) struct Armed {
     pub(crate) loopback: bool,
     /// Init is pid 1 of a pid namespace, whose end ends everything in it.
     pub(crate) pid_namespace: bool,
-    /// Time namespace for the command.
-    pub(crate) time_namespace: bool,
+    /// Time namespace for the command: what is written to `timens_offsets`.
+    pub(crate) time_offsets: Option<Vec<u8>>,
     /// A new session keyring.
     pub(crate) keyring: bool,
     /// Ids and capabilities.

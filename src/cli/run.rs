@@ -60,7 +60,7 @@ fn sink(options: &Run) -> Result<Sink, String> {
             .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
             .open(path)
             .map(Sink::File)
-            .map_err(|e| format!("cannot open the report file {}: {e}", path.display())),
+            .map_err(|e| format!("cannot open the report file {}: {}", path.display(), why(&e))),
     }
 }
 
@@ -76,7 +76,7 @@ fn write(sink: Sink, report: &Report) -> Result<(), String> {
         Sink::File(mut file) => {
             let number = file.as_raw_fd();
             file.write_all(text.as_bytes())
-                .map_err(|e| format!("cannot write the report (descriptor {number}): {e}"))
+                .map_err(|e| format!("cannot write the report (descriptor {number}): {}", why(&e)))
         }
     }
 }
@@ -271,4 +271,12 @@ fn exit_code(report: &Report) -> u8 {
         (_, Some(code)) => u8::try_from(code).unwrap_or(255),
         _ => 125,
     }
+}
+
+/// An I/O error in words, without its number.
+fn why(error: &std::io::Error) -> String {
+    error.raw_os_error().map_or_else(
+        || error.to_string(),
+        |code| nix::errno::Errno::from_raw(code).desc().to_owned(),
+    )
 }
