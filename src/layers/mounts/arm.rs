@@ -629,12 +629,12 @@ pub(crate) fn prepare_as_root(
         let detached = crate::sys::fd::own(detached);
         // A submount that cannot be mapped must not make the whole tree unusable, so the map goes to the top only.
         if let Some(map) = map {
-            mount::set_attributes(detached.as_raw_fd(), 0, false, false, Some(map)).map_err(|errno| {
-                ArmError::Idmap {
-                    path: name.clone(),
-                    errno,
-                }
-            })?;
+            match mount::set_attributes(detached.as_raw_fd(), 0, false, false, Some(map)) {
+                Ok(()) => {}
+                // Read-only, it is shown as it is: the command may read less than the caller, never more.
+                Err(_) if tree.attributes & mount::RDONLY != 0 => {}
+                Err(errno) => return Err(ArmError::Idmap { path: name, errno }),
+            }
         }
         mount::set_attributes(detached.as_raw_fd(), tree.attributes, tree.recursive, true, None).map_err(
             |errno| ArmError::Source {
